@@ -5,8 +5,6 @@ Both layers are leaves of a traced graph, so that ``footprint`` finds each in it
 
 from __future__ import annotations
 
-import torch
-import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +16,6 @@ BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
-@torch.fx.wrap
 def crop_like(value: Tensor, reference: Tensor) -> Tensor:
     """The centre of ``value`` that has the spatial shape of ``reference``.
 
