@@ -1,0 +1,96 @@
+"""The stages of a segmentation on a cluster, without Prefect: plan, output, blocks, pyramid, audit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flows.clusters import check_cluster, open_cluster
+from flows.dispatch import run_units
+from flows.progress import Progress, Snapshot
+from unet_core.job import SegmentationJob
+from unet_core.ledger import Record, Request
+from unet_core.planning import Planned, resolve
+from unet_core.segment import RunSummary, finish, prepare, remaining_units
+from unet_core.store import open_store
+
+Runner = Callable[[str | None, str, list[int], Progress], tuple[list[Record], list[str]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose output exists: what is left to do, by stage."""
+
+    planned: Planned
+    request: Request
+    output: str
+    remaining: dict[str, list[int]]
+
+    @property
+    def total(self) -> int:
+        return sum(len(indices) for indices in self.remaining.values())
+
+
+def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
+    """Plan the job, refuse what cannot work, create or take up the output."""
+    check_cluster(cluster, workers)
+    planned = resolve(job)
+    request = prepare(planned, job.output)
+    store = open_store(job.output)
+    remaining = {stage.name: remaining_units(store, planned.plan, request, stage) for stage in planned.plan.stages}
+    return Prepared(planned, request, job.output, remaining)
+
+
+def gpu_count(device: str) -> int:
+    """GPUs of this machine that a run on ``device`` may use."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_stages(prepared: Prepared, cluster: str, workers: int, progress: Progress, run_stage: Runner) -> RunSummary:
+    """Run what is left, stage by stage, and audit.
+
+    Args:
+        run_stage: computes the units of one stage, given the scheduler's address, the stage's name and the units; returns
+            their records and one sentence for each failure.
+    """
+    began = time.perf_counter()
+    computed: list[Record] = []
+    failures: list[str] = []
+    if prepared.total:
+        with open_cluster(cluster, workers, gpu_count(prepared.request.device)) as scheduler:
+            for stage, indices in prepared.remaining.items():
+                if indices and not failures:  # a coarser level would show holes as background
+                    records, failed = run_stage(scheduler, stage, indices, progress)
+                    computed += records
+                    failures += failed
+    return finish(prepared.planned, prepared.request, prepared.output, computed, failures, time.perf_counter() - began)
+
+
+def segment_on_cluster(
+    job: SegmentationJob, cluster: str = "local", workers: int = 2, show: Callable[[Snapshot], None] = lambda snapshot: None
+) -> RunSummary:
+    """Segment an image on dask workers; Prefect is not imported.
+
+    Args:
+        job: image, model, output and options.
+        cluster: ``serial``, ``local``, or a scheduler's address.
+        workers: processes that ``local`` starts.
+        show: called with the progress, at most once a second.
+    """
+    prepared = prepare_run(job, cluster, workers)
+
+    def run_stage(scheduler: str | None, stage: str, indices: list[int], progress: Progress) -> tuple[list[Record], list[str]]:
+        records: list[Record] = []
+
+        def note(record: Record) -> None:
+            records.append(record)
+            progress.add(record)
+
+        return records, run_units(scheduler, prepared.output, prepared.request.id, stage, indices, note)
+
+    return run_stages(prepared, cluster, workers, Progress(prepared.total, show), run_stage)

@@ -1,0 +1,117 @@
+"""The Prefect flow that segments one image: plan, batches of blocks, pyramid, audit, artifacts. The work is in unet_core."""
+
+# No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
+
+import threading
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.dispatch import run_units
+from flows.progress import Progress, Snapshot
+from flows.run import prepare_run, run_stages
+from unet_core.errors import UnetCoreError
+from unet_core.job import SegmentationJob
+from unet_core.ledger import Record
+from unet_core.segment import RunSummary
+
+BATCH_COUNT = 20  # Prefect task runs of a stage, at most
+CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
+
+
+class PartialRunError(UnetCoreError):
+    """Some blocks failed; the others are committed."""
+
+    def __init__(self, summary: RunSummary) -> None:
+        super().__init__(f"{len(summary.failures)} blocks failed, the others are kept: {summary.failures[0]}")
+        self.summary = summary
+
+
+def _flow_run_name() -> str:
+    job = runtime.flow_run.parameters["job"]
+    image, model = (job.image, job.model) if isinstance(job, SegmentationJob) else (job["image"], job["model"])
+    return f"{image.rstrip('/').rpartition('/')[2]} with {model.rstrip('/').rpartition('/')[2]}"
+
+
+@flow(
+    name="segment-volume",
+    description="Segment one image with a U-Net into an OME-Zarr; resumes where an earlier run of the same job stopped.",
+    flow_run_name=_flow_run_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=CONCURRENT_BATCHES),
+)
+def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 2) -> dict:
+    """Segment one image.
+
+    Args:
+        job: Image, model, output and options.
+        cluster: ``serial``, ``local``, or the address of a dask scheduler.
+        workers: Worker processes that ``local`` starts.
+    """
+    logger = get_run_logger()
+    prepared = prepare_run(job, cluster, workers)
+    plan = prepared.planned.plan
+    logger.info("plan %s: %s blocks of %s voxels, %s units left to do", plan.id[:12], plan.stages[0].grid.block_count, plan.block_shape, prepared.total)
+    artifact = create_progress_artifact(0.0, key="segmentation-progress", description=f"{job.image} -> {job.output}")
+    artifact_lock = threading.Lock()
+
+    def show(snapshot: Snapshot) -> None:
+        logger.info(snapshot.sentence())
+        with artifact_lock:
+            update_progress_artifact(artifact, 100 * snapshot.fraction, description=snapshot.sentence())
+
+    batches: list[dict] = []
+
+    def run_stage(scheduler: str | None, stage: str, indices: list[int], progress: Progress) -> tuple[list[Record], list[str]]:
+        size = -(-len(indices) // BATCH_COUNT)
+        parts = [indices[first : first + size] for first in range(0, len(indices), size)]
+        futures = [
+            segment_batch.submit(scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress) for part in parts
+        ]
+        wait(futures)
+        results = [future.result() for future in futures]
+        for part, (records, failed) in zip(parts, results, strict=True):
+            batches.append(
+                {"stage": stage, "blocks": f"{part[0]} to {part[-1]}", "done": len(records), "failed": len(failed)}
+                | {"seconds": round(sum(sum(record.seconds.values()) for record in records), 2)}
+            )
+        return [record for records, _ in results for record in records], [text for _, failed in results for text in failed]
+
+    summary = run_stages(prepared, cluster, workers, Progress(prepared.total, show), run_stage)
+    create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order of their stages")
+    create_markdown_artifact(_markdown(summary), key="segmentation-summary", description=f"Result of {job.image}")
+    if summary.failures:
+        raise PartialRunError(summary)
+    return summary.as_json()
+
+
+@task(name="batch", task_run_name="{stage} {first} to {last}", retries=0, cache_policy=NO_CACHE, persist_result=False)
+def segment_batch(
+    scheduler: str | None, output: str, request_id: str, stage: str, indices: list[int], first: int, last: int, progress: Progress
+) -> tuple[list[Record], list[str]]:
+    """Compute consecutive units of one stage: one Prefect task run, one dask future for each unit."""
+    logger = get_run_logger()
+    records: list[Record] = []
+
+    def note(record: Record) -> None:
+        records.append(record)
+        progress.add(record)
+        seconds = sum(record.seconds.values())
+        logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", stage, record.index, seconds, record.voxels / max(seconds, 1e-9) / 1e6)
+
+    failed = run_units(scheduler, output, request_id, stage, indices, note)
+    for text in failed:
+        logger.error(text)
+    return records, failed
+
+
+def _markdown(summary: RunSummary) -> str:
+    lines = [f"# {summary.status}", "", f"`{summary.output}`", "", "| class | voxels | um^2 (um^3 in 3D) |", "|---|---|---|"]
+    for name, count in summary.label_voxels.items():
+        area = f"{summary.area_um[name]:,.0f}" if summary.area_um else "voxel size unknown"
+        lines.append(f"| {name} | {count:,} | {area} |")
+    lines += ["", f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s."]
+    lines += [f"- {text}" for text in (*summary.warnings, *summary.failures)]
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""The environment, read here and nowhere else. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+# Set before Prefect or dask are imported; what the user has set stays.
+_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default one is pickle
+    "PREFECT_LOGGING_LEVEL": "INFO",
+}
+
+DASK_CONFIG = {
+    # With the default of 15 s a worker that dies and starts slowly is never replaced, and tasks pend for ever.
+    "distributed.deploy.lost-worker-timeout": "24h",
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.no-workers-timeout": "10m",
+    "distributed.scheduler.worker-ttl": "2m",
+    "distributed.worker.daemon": False,
+}
+
+
+def apply_defaults() -> None:
+    """Set what Prefect must know before it is imported: no telemetry, no pickled results."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def prefect_api_is_configured() -> bool:
+    """Whether a Prefect API is named, by the environment or by the active Prefect profile; Prefect is not imported."""
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    try:
+        profiles = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).read_text())
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+    active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
+    return bool(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"))
+
+
+def use_ephemeral_prefect(home: Path) -> None:
+    """Let Prefect start its own short-lived server, with its database under ``home``."""
+    for name, value in {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:
+    """Variables of one worker process: its GPU, and how many threads its libraries may start."""
+    variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    return variables

@@ -1,0 +1,105 @@
+"""What the user asks: one image, one model, one output, and the options that decide the result. Knows no image and no network."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from unet_core.errors import JobError
+from unet_core.geometry import Box
+from unet_core.store import check_url, is_remote, local_path
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveLength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SegmentationJob(BaseModel):
+    """Segment one image with one model into one output; the form of the flow and the options of the command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = Field(title="Image", description="Path or s3:// URL of a slide, TIFF, PNG, Zarr array or OME-Zarr image.")
+    output: str = Field(title="Output", description="Where the OME-Zarr result goes; a new folder, or one to resume.")
+    model: str = Field(title="Model", description="Folder or URL of a model package, or the name of a bundled model.")
+    level: int | None = Field(None, ge=0, title="Level", description="Resolution of a pyramid to segment; 0 is the finest.")
+    series: int | None = Field(None, ge=0, title="Series", description="Which image of a file that holds several.")
+    time: int | None = Field(None, ge=0, title="Time point", description="Which time point of an image that has several.")
+    voxel_size_um: tuple[PositiveLength, ...] | None = Field(
+        None, title="Voxel size (um)", description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly."
+    )
+    roi: tuple[str, ...] = Field(
+        (), title="Regions", description="Segment only the blocks that touch these boxes, e.g. '0:1024,512:2048', in voxels of the level."
+    )
+    block_shape: tuple[Positive, ...] | None = Field(None, title="Block shape", description="Voxels of a unit of work along (z,) y, x.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
+    threads: Positive = Field(1, title="Threads", description="CPU threads of one forward pass; part of the plan, since it changes last bits.")
+    device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
+    probabilities: Literal["none", "uint8", "float32"] = Field(
+        "none", title="Probabilities", description="Keep the probabilities too; uint8 stores them with an error of at most 1/510."
+    )
+    ngff: Literal["0.5", "0.4"] = Field("0.5", title="OME-Zarr version", description="0.5 (Zarr v3, sharded) or 0.4 (Zarr v2).")
+    missing: Literal["error", "fill"] = Field("error", title="Missing chunks", description="What absent chunks of the image mean.")
+    cast: bool = Field(False, title="Cast", description="Allow intensities that float32 does not hold exactly.")
+    memory_gib: PositiveLength = Field(4.0, title="Memory (GiB)", description="That one worker may use for a block.")
+
+
+def make_job(**fields: Any) -> SegmentationJob:
+    """A job from plain values, with errors in one sentence.
+
+    Raises:
+        JobError: naming the option, its value and what it may be.
+    """
+    for name in fields:
+        if name not in SegmentationJob.model_fields:
+            match = difflib.get_close_matches(name, SegmentationJob.model_fields, n=1)
+            raise JobError(f"unknown key '{name}'" + (f", did you mean '{match[0]}'?" if match else "."))
+    try:
+        job = SegmentationJob(**fields)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        raise JobError(f"Option {option} is {first['input']!r}: {first['msg']}.") from None
+    check_url(job.image)
+    check_url(job.output)
+    check_places(job.image, job.output)
+    return job
+
+
+def check_places(image: str, output: str) -> None:
+    """Refuse an output that is the image, lies inside it, or holds it.
+
+    Raises:
+        JobError: naming both.
+    """
+    if is_remote(image) != is_remote(output):
+        return
+    if is_remote(image):
+        first, second = (url.rstrip("/") + "/" for url in (image, output))
+    else:
+        first, second = (f"{local_path(url).resolve()}/" for url in (image, output))
+    if first == second:
+        raise JobError(f"Output {output} is the image itself; give another place, input is never overwritten.")
+    if second.startswith(first) or first.startswith(second):
+        raise JobError(f"Output {output} and image {image} lie inside each other; give the output a place of its own.")
+
+
+def parse_box(text: str, shape: tuple[int, ...]) -> Box:
+    """The box that ``"y0:y1,x0:x1"`` names in an image of ``shape``; an empty bound means the image's own.
+
+    Raises:
+        JobError: if it is not a box, or covers nothing of the image.
+    """
+    parts = text.split(",")
+    try:
+        bounds = [part.split(":") for part in parts]
+        start = tuple(int(low or 0) for low, _ in bounds)
+        stop = tuple(min(int(high) if high else size, size) for (_, high), size in zip(bounds, shape, strict=True))
+    except ValueError:
+        example = ",".join(f"0:{size}" for size in shape)
+        raise JobError(f"roi '{text}' is not a box of {len(shape)} axes; write first:last for each axis, e.g. '{example}'.") from None
+    if any(not 0 <= low < high for low, high in zip(start, stop, strict=True)):
+        raise JobError(f"roi '{text}' covers nothing of the image, which has {shape} voxels; use bounds inside it.")
+    return Box(start, stop)

@@ -1,0 +1,214 @@
+"""The ledger: one record per committed unit of work, in the output store. The truth about progress; knows no torch.
+
+    .unet/plan.json      the plan, written once
+    .unet/request.json   which blocks are wanted, and where image and model lie
+    .unet/ledger/STAGE/INDEX.json
+    .unet/complete.json  written by the audit alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from unet_core.errors import LedgerError, ResumeError
+from unet_core.plan import Plan, canonical_json
+from unet_core.store import Store
+
+SCHEMA = 1
+FOLDER = ".unet"
+PLAN_KEY = f"{FOLDER}/plan.json"
+REQUEST_KEY = f"{FOLDER}/request.json"
+COMPLETE_KEY = f"{FOLDER}/complete.json"
+_LEDGER_FOLDER = f"{FOLDER}/ledger"
+_READERS = 8
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredShard(_Record):
+    """One object of a unit: what it must contain. ``empty``: only fill values, so that no object may exist."""
+
+    key: str
+    sha256: str | None
+    size_bytes: int
+    empty: bool
+
+
+class Request(_Record):
+    """Which blocks are wanted, and where image and model lie; may grow, and is no part of the plan.
+
+    Args:
+        plan: id of the plan.
+        image: URL.
+        model: URL.
+        device: that workers use.
+        roi: boxes in voxels of the level, as ((start), (stop)); None for everything.
+    """
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    plan: str
+    image: str
+    model: str
+    device: str
+    roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
+
+    @property
+    def id(self) -> str:
+        """Hash of what is wanted."""
+        return hashlib.sha256(canonical_json([self.plan, self.roi])).hexdigest()[:16]
+
+
+class Record(_Record):
+    """One committed unit of work.
+
+    Args:
+        plan: id of the plan.
+        request: id of the request under which it was computed.
+        stage: of the plan.
+        index: of the unit in the stage's grid.
+        generation: of the lease that held the output; 0 without one.
+        attempt: counts from 1.
+        objects: every stored object of the unit.
+        voxels: that were written.
+        label_voxels: number of voxels by label value, over all label images.
+        missing_chunks: of the input, that were read as fill value.
+        seconds: spent, by phase.
+        hardware: instruction set or GPU model.
+        software: versions.
+    """
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    plan: str
+    request: str
+    stage: str
+    index: int
+    generation: int = 0
+    attempt: int = 1
+    objects: tuple[StoredShard, ...]
+    voxels: int
+    label_voxels: dict[str, int] = {}
+    missing_chunks: tuple[str, ...] = ()
+    seconds: dict[str, float]
+    hardware: str
+    software: dict[str, str]
+
+
+def record_key(stage: str, index: int) -> str:
+    return f"{_LEDGER_FOLDER}/{stage}/{index:08d}.json"
+
+
+def commit(store: Store, shards: Mapping[str, bytes | None]) -> tuple[StoredShard, ...]:
+    """Put every shard whole and read it back; None stands for a shard of fill values only, which must be absent.
+
+    Args:
+        store: of the output.
+        shards: object key to bytes.
+
+    Raises:
+        LedgerError: if what is read back is not what was put.
+    """
+    stored: list[StoredShard] = []
+    for key, data in shards.items():
+        if data is None:
+            store.delete(key)
+            stored.append(StoredShard(key=key, sha256=None, size_bytes=0, empty=True))
+            continue
+        store.put(key, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if hashlib.sha256(store.get(key)).hexdigest() != sha256:
+            raise LedgerError(f"Object {key} reads back with another sha256 than was written; the storage of {store.url} is at fault.")
+        stored.append(StoredShard(key=key, sha256=sha256, size_bytes=len(data), empty=False))
+    return tuple(stored)
+
+
+def write_record(store: Store, record: Record) -> None:
+    store.put(record_key(record.stage, record.index), to_bytes(record))
+
+
+def to_bytes(record: BaseModel) -> bytes:
+    return canonical_json(record.model_dump(mode="json", by_alias=True))
+
+
+def read_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> dict[int, Record]:
+    """Records of a stage that count: of this plan, and of this request if one is named. Damaged ones are as if absent."""
+    keys = [entry.key for entry in store.list(f"{_LEDGER_FOLDER}/{stage}") if entry.key.endswith(".json")]
+
+    def read(key: str) -> Record | None:
+        try:
+            record = Record.model_validate_json(store.get(key))
+        except (pydantic.ValidationError, FileNotFoundError):
+            return None
+        counts = record.plan == plan_id and request_id in (None, record.request) and record_key(record.stage, record.index) == key
+        return record if counts else None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return {record.index: record for record in readers.map(read, keys) if record is not None}
+
+
+def faults(store: Store, records: Iterable[Record]) -> list[str]:
+    """What the store has that the records do not say, one sentence each; reads and hashes every object."""
+
+    def check(shard: StoredShard) -> str | None:
+        if shard.empty:
+            return f"{shard.key} exists, the ledger says it is empty" if store.exists(shard.key) else None
+        try:
+            data = store.get(shard.key)
+        except FileNotFoundError:
+            return f"{shard.key} is missing"
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            return f"{shard.key} has {len(data)} bytes of another sha256 than the {shard.size_bytes} bytes that were written"
+        return None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(check, [shard for record in records for shard in record.objects])
+        return [fault for fault in found if fault]
+
+
+def read_json(store: Store, key: str) -> dict[str, Any] | None:
+    """A JSON object of the output, or None if there is none.
+
+    Raises:
+        LedgerError: if it is damaged.
+    """
+    try:
+        value = json.loads(store.get(key))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LedgerError(f"{key} in {store.url} is damaged ({error}); use a new output.") from error
+    if not isinstance(value, dict):
+        raise LedgerError(f"{key} in {store.url} is damaged (not an object); use a new output.")
+    return value
+
+
+def read_plan(store: Store) -> Plan:
+    """The plan of an output.
+
+    Raises:
+        ResumeError: if there is none.
+    """
+    value = read_json(store, PLAN_KEY)
+    if value is None:
+        raise ResumeError(f"{store.url} has no plan ({PLAN_KEY}); it is not an output of this program.")
+    return Plan.model_validate(value)
+
+
+def read_request(store: Store) -> Request:
+    """The request of an output.
+
+    Raises:
+        ResumeError: if there is none.
+    """
+    value = read_json(store, REQUEST_KEY)
+    if value is None:
+        raise ResumeError(f"{store.url} has no request; its run was stopped before it began, run it again.")
+    return Request.model_validate(value)

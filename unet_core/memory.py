@@ -1,0 +1,43 @@
+"""How much memory one forward pass needs, from the traced network alone. Runs nothing: tensors have shapes, no values."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch.fx.passes.shape_prop import ShapeProp
+
+from unet_core.geometry import Shape
+from unet_core.rules import Trace
+
+_OVERHEAD = 1.25  # what the allocator and the convolution library keep beside the tensors
+
+
+def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int:
+    """Bytes that are alive at once at the worst step of a forward pass on one input of ``input_shape`` (C, *spatial).
+
+    A value lives from the step that makes it to the last that reads it, so skip connections wait for the decoder.
+    """
+    network = traced.graph.to(torch.device("cpu"))
+    parameters = sum(value.numel() for value in network.parameters()) * element_bytes
+    meta = _on_meta(network)
+    ShapeProp(meta).propagate(torch.empty((1, *input_shape), device="meta"))
+    nodes = list(meta.graph.nodes)
+    last_use = {parent: position for position, node in enumerate(nodes) for parent in node.all_input_nodes}
+    alive = peak = 0
+    for position, node in enumerate(nodes):
+        size = prod(node.meta["tensor_meta"].shape) * element_bytes if "tensor_meta" in node.meta else 0
+        alive += size
+        peak = max(peak, alive)
+        alive -= sum(
+            prod(parent.meta["tensor_meta"].shape) * element_bytes
+            for parent in node.all_input_nodes
+            if last_use[parent] == position
+        )
+    return int(peak * _OVERHEAD) + parameters
+
+
+def _on_meta(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    import copy
+
+    return copy.deepcopy(network).to("meta")

@@ -1,0 +1,221 @@
+"""The plan: a job resolved against image and model, as immutable JSON with an id. Knows no torch and reads no voxel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unet_core.errors import GridError
+from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.normalisation import Normalisation
+
+SCHEMA = 1
+NUMERICS = 1  # raised when a release changes the bytes of a result
+SEGMENT_STAGE = "segment"
+MAX_LEVELS = 12
+SMALLEST_LEVEL = 256  # the pyramid ends when its longest axis is no longer than this
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LabelName(_Record):
+    """A class of the result: label value, name and colour."""
+
+    value: int
+    name: str
+    color: str
+
+
+class InputPlan(_Record):
+    """The image as it was when the plan was made; the fingerprint tells whether it still is."""
+
+    level: int
+    series: int | None
+    time: int | None
+    axes: str
+    shape: Shape
+    dtype: str
+    missing: Literal["error", "fill"]
+    fingerprint: dict[str, str]
+
+
+class ModelPlan(_Record):
+    """The model, by content."""
+
+    name: str
+    sha256: str
+    head: str
+    kind: Literal["classes", "regions"]
+    classes: tuple[LabelName, ...]
+    normalisation: Normalisation
+
+
+class FootprintPlan(_Record):
+    """Margin and alignment of the network, in voxels."""
+
+    before: Shape
+    after: Shape
+    stride: Shape
+    read_shape: Shape = Field(description="what a whole block reads")
+
+
+class LevelPlan(_Record):
+    """One resolution of the output: its shape, and how much coarser it is than the level before."""
+
+    shape: Shape
+    factor: Shape
+
+
+class ImagePlan(_Record):
+    """One multiscale image of the output.
+
+    Args:
+        path: of its group in the output; "" is the root.
+        kind: ``probabilities`` (channels are classes), ``map`` (label values spread over 0..255, shown as image), or ``labels``.
+        channels: number of channels, or None without a channel axis.
+        dtype: of the stored voxels.
+        label_value: for a labels image of a single region, its value; else None.
+    """
+
+    path: str
+    kind: Literal["probabilities", "map", "labels"]
+    channels: int | None
+    dtype: str
+    label_value: int | None = None
+
+    def array_path(self, level: int) -> str:
+        return f"{self.path}/{level}".lstrip("/")
+
+
+class Stage(_Record):
+    """A pass over one level of the output, in units that write whole shards of every image at that level."""
+
+    name: str
+    level: int
+    shape: Shape
+    block_shape: Shape
+
+    @property
+    def grid(self) -> BlockGrid:
+        return BlockGrid(self.shape, self.block_shape)
+
+
+class Plan(_Record):
+    """Everything that decides the bytes of the result, and nothing else.
+
+    ``id`` is the hash of all fields. Where image and model lie, which blocks are wanted, on what machine: not here.
+    """
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    numerics: int = NUMERICS
+    input: InputPlan
+    model: ModelPlan
+    footprint: FootprintPlan
+    precision: Literal["float32", "bfloat16"]
+    threads: int
+    exact: bool = True
+    ngff: Literal["0.5", "0.4"]
+    block_shape: Shape
+    chunk_shape: Shape
+    levels: tuple[LevelPlan, ...]
+    images: tuple[ImagePlan, ...]
+    spatial_axes: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    unit: str | None
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical(self) -> bytes:
+        """The plan as stored."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Segmentation first, then one stage for each coarser level."""
+        return tuple(
+            Stage(name=SEGMENT_STAGE if level == 0 else f"level-{level}", level=level, shape=entry.shape, block_shape=self.block_shape)
+            for level, entry in enumerate(self.levels)
+        )
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the output before compression."""
+        item = {"uint8": 1, "float32": 4}
+        return sum(
+            item[image.dtype] * (image.channels or 1) * Box.from_shape(level.shape).voxel_count
+            for image in self.images
+            for level in self.levels
+        )
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, the same bytes for the same content."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Name and both values of the first field in which two JSON values differ, or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else (name, old, new)
+
+
+def pyramid(shape: Shape, voxel_size: tuple[float, ...] | None) -> tuple[LevelPlan, ...]:
+    """The levels of the output, the finest first.
+
+    Each level halves the axes that are sampled finest, so that voxels of anisotropic volumes become isotropic, until the
+    longest axis has at most 256 voxels.
+    """
+    levels = [LevelPlan(shape=shape, factor=(1,) * len(shape))]
+    spacing = list(voxel_size or (1.0,) * len(shape))
+    while max(levels[-1].shape) > SMALLEST_LEVEL and len(levels) < MAX_LEVELS:
+        current = levels[-1].shape
+        finest = min(step for step, size in zip(spacing, current, strict=True) if size > 1)
+        factor = tuple(2 if size > 1 and step < 2 * finest else 1 for step, size in zip(spacing, current, strict=True))
+        spacing = [step * more for step, more in zip(spacing, factor, strict=True)]
+        levels.append(LevelPlan(shape=tuple(-(-size // more) for size, more in zip(current, factor, strict=True)), factor=factor))
+    return tuple(levels)
+
+
+def chunk_shape_for(block_shape: Shape) -> Shape:
+    """The largest chunk that divides a block and is no longer than 256 voxels in 2D, 64 in 3D."""
+    limit = 256 if len(block_shape) == 2 else 64
+    return tuple(max(size for size in range(1, min(limit, block) + 1) if block % size == 0) for block in block_shape)
+
+
+def check_block_shape(block_shape: Shape, stride: Shape) -> None:
+    """Refuse a block shape that does not keep pooling windows on one grid.
+
+    Raises:
+        GridError: with the nearest sizes that do.
+    """
+    if len(block_shape) != len(stride):
+        raise GridError(f"Block shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis.")
+    for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
+        if size % step:
+            lower = size // step * step
+            nearest = f"{lower} or {lower + step}" if lower else f"{step}"
+            raise GridError(f"Block axis {name}: {size} voxels is not a multiple of the network's stride {step}; use {nearest}.")
+
+
+def fit_block_shape(block_shape: Shape, image_shape: Shape, stride: Shape) -> Shape:
+    """A block shape cut down to the image, in whole strides."""
+    return tuple(
+        min(block, -(-size // step) * step) for block, size, step in zip(block_shape, image_shape, stride, strict=True)
+    )

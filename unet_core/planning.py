@@ -1,0 +1,141 @@
+"""From job to plan: image, model and memory looked at once, before anything is written or computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unet_core import inputs, output
+from unet_core.errors import MemoryBudgetError
+from unet_core.geometry import Box, Shape
+from unet_core.job import SegmentationJob, parse_box
+from unet_core.ledger import Request
+from unet_core.memory import peak_bytes
+from unet_core.model_package import FixedNormalisation, ImageNormalisation, ModelPackage, load_model, model_url
+from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.plan import (
+    FootprintPlan,
+    InputPlan,
+    LabelName,
+    ModelPlan,
+    Plan,
+    check_block_shape,
+    chunk_shape_for,
+    fit_block_shape,
+    pyramid,
+)
+from unet_core.predict import resolve_device
+from unet_core.rules import trace
+
+BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}  # tried in this order until one fits the memory
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what the plan leaves out: who asked for which blocks where, and what it will cost."""
+
+    plan: Plan
+    request: Request
+    memory_bytes: int
+    warnings: tuple[str, ...]
+
+
+def plan_run(job: SegmentationJob) -> Plan:
+    """Resolve a job against its image and model; nothing is written.
+
+    Raises:
+        InputError: in one of its kinds, if the job cannot be run as asked.
+    """
+    return resolve(job).plan
+
+
+def resolve(job: SegmentationJob) -> Planned:
+    """The plan of a job, its request, the memory it needs, and warnings; see ``plan_run``."""
+    device = resolve_device(job.device)
+    package = load_model(job.model)
+    source = inputs.open_input(job, package.description, package.dims)
+    block_shape, memory = _block_shape(job, package, source.shape)
+    description, head = package.description, package.description.heads[0]
+    classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
+    kind = "regions" if head.kind == "regions" else "classes"
+    plan = Plan(
+        input=InputPlan(
+            level=source.volume.level,
+            series=job.series,
+            time=job.time,
+            axes=source.volume.axes,
+            shape=source.volume.shape,
+            dtype=str(source.volume.dtype),
+            missing=job.missing,
+            fingerprint=source.volume.fingerprint(),
+        ),
+        model=ModelPlan(
+            name=description.name,
+            sha256=package.sha256,
+            head=head.name,
+            kind=kind,
+            classes=classes,
+            normalisation=_normalisation(package, source),
+        ),
+        footprint=FootprintPlan(
+            before=package.footprint.before,
+            after=package.footprint.after,
+            stride=package.footprint.stride,
+            read_shape=package.footprint.read_box(Box.from_shape(block_shape)).shape,
+        ),
+        precision=job.precision,
+        threads=job.threads,
+        ngff=job.ngff,
+        block_shape=block_shape,
+        chunk_shape=chunk_shape_for(block_shape),
+        levels=pyramid(source.shape, source.voxel_size),
+        images=output.images_of(kind, classes, job.probabilities),
+        spatial_axes=source.axes,
+        scale=source.scale,
+        translation=source.translation,
+        unit=source.unit,
+    )
+    boxes = [parse_box(text, source.shape) for text in job.roi]
+    request = Request(
+        plan=plan.id,
+        image=job.image,
+        model=model_url(job.model),
+        device=device,
+        roi=tuple(sorted((box.start, box.stop) for box in boxes)) or None,
+    )
+    warnings = []
+    if description.voxel_size_um == "unknown":
+        warnings.append(f"Model '{description.name}' does not state its voxel size; level {source.volume.level} was taken as it is.")
+    return Planned(plan, request, memory, tuple(warnings))
+
+
+def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape) -> tuple[Shape, int]:
+    """The block shape asked for, or the largest usual one that fits the memory; with the bytes a block needs."""
+    stride, dims = package.footprint.stride, package.dims
+    allowance = int(job.memory_gib * GIB)
+    traced = trace(package.network)
+    if job.block_shape is not None:
+        check_block_shape(job.block_shape, stride)
+        candidates = [job.block_shape]
+    else:
+        candidates = [tuple(-(-size // step) * step for step in stride) for size in BLOCK_SIZES[dims]]
+    needed = 0
+    for candidate in candidates:
+        shape = fit_block_shape(candidate, image_shape, stride)
+        read = package.footprint.read_box(Box.from_shape(shape)).shape
+        needed = peak_bytes(traced, (len(package.description.input_channels), *read), 2 if job.precision == "bfloat16" else 4)
+        if needed <= allowance:
+            return shape, needed
+    raise MemoryBudgetError(
+        f"A block of {shape} voxels (reading {read}) needs {needed / GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
+        "use a smaller --block-shape, or allow more with --memory-gib."
+    )
+
+
+def _normalisation(package: ModelPackage, source: inputs.Input) -> Normalisation:
+    stated = package.description.normalisation
+    if isinstance(stated, FixedNormalisation):
+        return Normalisation(offset=stated.offset, scale=stated.scale)
+    if isinstance(stated, ImageNormalisation):
+        return from_percentiles(*inputs.percentiles(source, stated.low, stated.high))
+    return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)

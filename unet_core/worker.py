@@ -1,0 +1,179 @@
+"""One unit of work in a worker process: read, predict, encode, commit, record. Knows nothing of who sent it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+import unet_core
+from unet_core import inputs, ledger, output
+from unet_core.errors import BlockError, ResumeError, UnetCoreError
+from unet_core.geometry import Box
+from unet_core.job import make_job
+from unet_core.ledger import Record, Request
+from unet_core.model_package import load_model
+from unet_core.plan import Plan, Stage
+from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
+from unet_core.store import Store, open_store
+from unet_core.volumes import read_reflected
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a process needs to work on units of one output: opened once, used for many."""
+
+    store: Store
+    plan: Plan
+    request: Request
+    source: inputs.Input
+    predictor: Predictor
+
+
+@lru_cache(maxsize=2)
+def open_worker(output_url: str, request_id: str) -> Worker:
+    """Open plan, image and model of an output; kept for the next unit.
+
+    Raises:
+        ResumeError: if image or model are no longer those of the plan.
+    """
+    store = open_store(output_url)
+    plan, request = ledger.read_plan(store), ledger.read_request(store)
+    if request.id != request_id:
+        raise ResumeError(f"Output {output_url} now has request {request.id}, this worker was sent for {request_id}; another run took over.")
+    package = load_model(request.model)
+    if package.sha256 != plan.model.sha256:
+        raise ResumeError(f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]}).")
+    job = make_job(
+        image=request.image,
+        output=output_url,
+        model=request.model,
+        level=plan.input.level,
+        series=plan.input.series,
+        time=plan.input.time,
+        missing=plan.input.missing,
+        cast=True,
+    )
+    source = inputs.open_input(job, package.description, package.dims)
+    return Worker(store, plan, request, source, load_predictor(package, request.device, plan.precision, plan.threads))
+
+
+def run_unit(output_url: str, request_id: str, stage_name: str, index: int) -> Record:
+    """Compute, commit and record one unit of work; the only function that workers run.
+
+    Raises:
+        BlockError: naming the unit and its box, from whatever went wrong.
+    """
+    worker = open_worker(output_url, request_id)
+    stage = worker.plan.stage(stage_name)
+    box = stage.grid.block(index)
+    try:
+        return segment_block(worker, index) if stage.level == 0 else downsample_block(worker, stage, index)
+    except (UnetCoreError, OSError, RuntimeError, ValueError) as error:
+        raise BlockError(f"{stage_name} block {index} ({worker.plan.spatial_axes} {box}): {error}") from error
+
+
+def segment_block(worker: Worker, index: int) -> Record:
+    """Read, normalise, predict, encode and commit one block of the finest level."""
+    plan, grid = worker.plan, worker.plan.stages[0].grid
+    clock = _Clock()
+    write = grid.block(index)
+    # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
+    # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
+    read = Box.from_shape(plan.footprint.read_shape, write.start).shift(tuple(-size for size in plan.footprint.before))
+    image = read_reflected(worker.source, read)
+    clock.stop("read")
+    normalised = plan.model.normalisation.apply(image)
+    logits = crop_to(worker.predictor.logits(normalised), write.shape)
+    values = [_readout(plan, image_plan, logits) for image_plan in plan.images]
+    clock.stop("predict")
+    return _commit(worker, plan.stages[0], index, values, clock)
+
+
+def _readout(plan: Plan, image: output.ImagePlan, logits: torch.Tensor) -> NDArray[Any]:
+    values = tuple(entry.value for entry in plan.model.classes)
+    if image.kind == "probabilities":
+        return probabilities_of(logits, plan.model.kind, image.dtype)
+    if plan.model.kind == "classes":
+        labels = labels_of(logits, values)
+        return labels if image.kind == "labels" else _spread(labels, values)
+    inside = regions_of(logits)
+    if image.kind == "map":
+        return inside.astype(np.uint8) * np.uint8(255)
+    channel = values.index(image.label_value or 0)
+    return inside[channel].astype(np.uint8) * np.uint8(values[channel])
+
+
+def _spread(labels: NDArray[np.uint8], values: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Label values spread evenly over 0..255, so that they show as an image."""
+    ranks = {value: rank for rank, value in enumerate(sorted({0, *values}))}
+    table = np.zeros(256, dtype=np.uint8)
+    for value, rank in ranks.items():
+        table[value] = rank * 255 // max(1, len(ranks) - 1)
+    spread: NDArray[np.uint8] = table[labels]
+    return spread
+
+
+def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
+    """Compute one block of a coarser level from the level before."""
+    plan, level = worker.plan, worker.plan.levels[stage.level]
+    clock = _Clock()
+    write = stage.grid.block(index)
+    finer = write.scale_up(level.factor).intersect(Box.from_shape(plan.levels[stage.level - 1].shape))
+    values = []
+    for image in plan.images:
+        array = output.open_level(worker.store, plan, image, stage.level - 1)
+        stored = np.asarray(array[(..., *finer.slices())])
+        values.append(output.downsample(stored, level.factor, image.kind))
+    clock.stop("downsample")
+    return _commit(worker, stage, index, values, clock)
+
+
+def _commit(worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]], clock: _Clock) -> Record:
+    plan = worker.plan
+    coordinates = stage.grid.coordinates(index)
+    shards = dict(
+        output.encode_shard(plan, image, stage.level, coordinates, array) for image, array in zip(plan.images, values, strict=True)
+    )
+    clock.stop("encode")
+    objects = ledger.commit(worker.store, shards)
+    clock.stop("write")
+    labels: dict[str, int] = {}
+    for image, array in zip(plan.images, values, strict=True):
+        if image.kind == "labels":
+            found, counts = np.unique(array, return_counts=True)
+            for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+                if image.label_value is None or value:
+                    labels[str(value)] = labels.get(str(value), 0) + count
+    record = Record(
+        plan=plan.id,
+        request=worker.request.id,
+        stage=stage.name,
+        index=index,
+        objects=objects,
+        voxels=stage.grid.block(index).voxel_count,
+        label_voxels=labels,
+        missing_chunks=worker.source.volume.missing_chunks() if stage.level == 0 else (),
+        seconds=clock.seconds,
+        hardware=hardware_class(worker.predictor.device),
+        software={"unet-flows": unet_core.__version__, "torch": torch.__version__, "zarr": zarr.__version__},
+    )
+    ledger.write_record(worker.store, record)
+    return record
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = round(now - self._last, 6)
+        self._last = now
