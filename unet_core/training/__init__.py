@@ -1,0 +1,1 @@
+"""Training of networks: crops, augmentation, weight maps, losses, and a plain loop."""

@@ -1,0 +1,107 @@
+"""Which format a URL has, told by its content. Knows the formats by name only."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from unet_core.errors import VolumeError
+from unet_core.store import check_url, is_remote, local_path, open_store
+from unet_core.volumes.protocol import Volume
+
+# A format is one file and one line here (and one line in _format_of): a function (url, level, series, time, missing) -> Volume.
+FORMATS: dict[str, str] = {
+    "zarr": "unet_core.volumes.ome_zarr:open_node",
+    "tiff": "unet_core.volumes.tiff:open_tiff",
+    "picture": "unet_core.volumes.picture:open_picture",
+}
+
+_MAGIC = (
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),
+    (b"MM\0+", "tiff"),
+    (b"\x89PNG\r\n\x1a\n", "picture"),
+    (b"\xff\xd8\xff", "picture"),
+)
+_FOREIGN = (
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"\x89HDF", "an HDF5 file", "convert it to Zarr or TIFF"),
+    (b"%PDF", "a PDF", "export the image as TIFF"),
+    (b"<", "XML or HTML", "check the download"),
+    (b"\x1f\x8b", "gzip data", "unpack it"),
+)
+
+
+def open_volume(
+    url: str,
+    level: int = 0,
+    *,
+    series: int | None = None,
+    time: int | None = None,
+    missing: Literal["error", "fill"] = "error",
+) -> Volume:
+    """Open an image at one of its resolutions; reads metadata only.
+
+    Args:
+        url: local path, ``file://`` or ``s3://`` URL of a Zarr array, an OME-Zarr image (0.4, 0.5), a TIFF, OME-TIFF or SVS, a
+            PNG or a JPEG; may point inside a store.
+        level: resolution, 0 the finest.
+        series: which image of a file that holds several.
+        time: which time point of an image with several.
+        missing: what absent chunks mean: an error when they are read, or background.
+
+    Raises:
+        VolumeError: naming what is wrong with the image, and what to do.
+    """
+    check_url(url)
+    if level < 0:
+        raise VolumeError(f"level is {level}; levels begin at 0, the finest.")
+    module, _, attribute = FORMATS[_format_of(url)].partition(":")
+    opened: Volume = getattr(import_module(module), attribute)(url, level, series, time, missing)
+    return opened
+
+
+def _format_of(url: str) -> str:
+    if is_remote(url):
+        names = open_store(url).child_names()
+        if not names:
+            raise VolumeError(f"input not found: {url} (no object below it).")
+        return _folder_format(url, names)
+    path = local_path(url)
+    if not path.exists():
+        raise VolumeError(f"input not found: {url}{_near_match(path)}.")
+    try:
+        if path.is_dir():
+            return _folder_format(url, open_store(url).child_names())
+        with path.open("rb") as file:
+            head = file.read(16)
+    except PermissionError:
+        raise VolumeError(f"permission denied: {url}.") from None
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    for magic, what, remedy in _FOREIGN:
+        if head.lstrip().startswith(magic):
+            raise VolumeError(f"unknown format: {url} (looks like {what}; {remedy}); Zarr, TIFF, SVS, PNG and JPEG are read.")
+    looks = "it is empty" if not head else f"begins with {head[:8]!r}"
+    raise VolumeError(f"unknown format: {url} ({looks}); Zarr, TIFF, SVS, PNG and JPEG are read.")
+
+
+def _folder_format(url: str, names: tuple[str, ...]) -> str:
+    if {"zarr.json", ".zarray", ".zgroup", ".zattrs"} & set(names):
+        return "zarr"
+    if "attributes.json" in names:
+        raise VolumeError(f"unknown format: {url} (looks like N5; convert it to Zarr); Zarr, TIFF, SVS, PNG and JPEG are read.")
+    inside = [name for name in names if not name.startswith(".")][:3]
+    raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}" + (f" (it holds {', '.join(inside)})." if inside else "; it is empty."))
+
+
+def _near_match(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f" (there is no folder {parent} either)"
+    match = difflib.get_close_matches(path.name, [child.name for child in parent.iterdir()], n=1)
+    return f" (did you mean {parent / match[0]}?)" if match else ""
