@@ -35,7 +35,9 @@ def check_cluster(cluster: str, workers: int) -> None:
     if workers < 1:
         raise JobError(f"workers is {workers}; at least 1 is needed.")
     if cluster not in CLUSTERS and "://" not in cluster:
-        raise JobError(f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT).")
+        raise JobError(
+            f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT)."
+        )
 
 
 def open_cluster(cluster: str, workers: int, gpu_count: int = 0) -> AbstractContextManager[str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from flows.clusters import check_cluster, open_cluster
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
+from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.planning import Planned, resolve
-from unet_core.segment import RunSummary, finish, prepare, remaining_units
+from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
 from unet_core.store import open_store
 
 Runner = Callable[[str | None, str, list[int], Progress], tuple[list[Record], list[str]]]
@@ -32,10 +34,39 @@ class Prepared:
         return sum(len(indices) for indices in self.remaining.values())
 
 
-def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
-    """Plan the job, refuse what cannot work, create or take up the output."""
+def check_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
+    """Plan the job and refuse what cannot work; nothing is written.
+
+    Raises:
+        InputError: in one of its kinds.
+    """
     check_cluster(cluster, workers)
     planned = resolve(job)
+    check_output(planned, job.output)
+    check_memory(planned, cluster, workers)
+    return planned
+
+
+def check_memory(planned: Planned, cluster: str, workers: int) -> None:
+    """Refuse more workers than this machine has memory for.
+
+    Raises:
+        MemoryBudgetError: with both numbers.
+    """
+    if planned.request.device != "cpu" or cluster not in ("local", "serial"):
+        return
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = workers if cluster == "local" else 1
+    if count * planned.memory_bytes > available:
+        raise MemoryBudgetError(
+            f"block needs {planned.memory_bytes / 2**30:.1f} GiB in each of {count} workers, this machine has {available / 2**30:.1f} GiB; "
+            "use fewer --workers or a smaller --block-shape."
+        )
+
+
+def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
+    """Plan the job, refuse what cannot work, create or take up the output."""
+    planned = check_job(job, cluster, workers)
     request = prepare(planned, job.output)
     store = open_store(job.output)
     remaining = {stage.name: remaining_units(store, planned.plan, request, stage) for stage in planned.plan.stages}

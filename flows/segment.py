@@ -53,7 +53,13 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
     logger = get_run_logger()
     prepared = prepare_run(job, cluster, workers)
     plan = prepared.planned.plan
-    logger.info("plan %s: %s blocks of %s voxels, %s units left to do", plan.id[:12], plan.stages[0].grid.block_count, plan.block_shape, prepared.total)
+    logger.info(
+        "plan %s: %s blocks of %s voxels, %s units left to do",
+        plan.id[:12],
+        plan.stages[0].grid.block_count,
+        plan.block_shape,
+        prepared.total,
+    )
     artifact = create_progress_artifact(0.0, key="segmentation-progress", description=f"{job.image} -> {job.output}")
     artifact_lock = threading.Lock()
 
@@ -68,7 +74,8 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         size = -(-len(indices) // BATCH_COUNT)
         parts = [indices[first : first + size] for first in range(0, len(indices), size)]
         futures = [
-            segment_batch.submit(scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress) for part in parts
+            segment_batch.submit(scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress)
+            for part in parts
         ]
         wait(futures)
         results = [future.result() for future in futures]
@@ -108,10 +115,13 @@ def segment_batch(
 
 
 def _markdown(summary: RunSummary) -> str:
-    lines = [f"# {summary.status}", "", f"`{summary.output}`", "", "| class | voxels | um^2 (um^3 in 3D) |", "|---|---|---|"]
+    lines = [f"# {summary.status}", "", f"`{summary.output}`", "", f"| class | voxels | {summary.area_unit} |", "|---|---|---|"]
     for name, count in summary.label_voxels.items():
         area = f"{summary.area_um[name]:,.0f}" if summary.area_um else "voxel size unknown"
         lines.append(f"| {name} | {count:,} | {area} |")
-    lines += ["", f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s."]
+    lines += [
+        "",
+        f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s.",
+    ]
     lines += [f"- {text}" for text in (*summary.warnings, *summary.failures)]
     return "\n".join(lines)

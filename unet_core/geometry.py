@@ -174,9 +174,7 @@ class BlockGrid:
 
     def block(self, block_index: int) -> Box:
         """The box of a block, cut off at the array's end."""
-        start = tuple(
-            coordinate * step for coordinate, step in zip(self.coordinates(block_index), self.block_shape, strict=True)
-        )
+        start = tuple(coordinate * step for coordinate, step in zip(self.coordinates(block_index), self.block_shape, strict=True))
         return Box.from_shape(self.block_shape, start).intersect(Box.from_shape(self.shape))
 
     def blocks(self) -> Iterator[Box]:

@@ -116,7 +116,9 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
     for entry in volume.levels:
         size = tuple(
             step * whole / part
-            for step, whole, part in zip(finest[-dims:], _spatial(volume, base)[-dims:], _spatial(volume, entry.shape)[-dims:], strict=True)
+            for step, whole, part in zip(
+                finest[-dims:], _spatial(volume, base)[-dims:], _spatial(volume, entry.shape)[-dims:], strict=True
+            )
         )
         if all(abs(have / want - 1) <= LEVEL_TOLERANCE for have, want in zip(size, wanted, strict=True)):
             return entry.index
@@ -134,7 +136,9 @@ def _stated_voxel_size(job: SegmentationJob, volume: Volume) -> tuple[float, ...
         return volume.voxel_size
     spatial = volume.spatial_axes
     if len(job.voxel_size_um) != len(spatial):
-        raise VolumeError(f"--voxel-size has {len(job.voxel_size_um)} numbers, the image has the axes {spatial}; give one an axis.")
+        raise VolumeError(
+            f"--voxel-size has {len(job.voxel_size_um)} numbers, the image has the axes {spatial}; give one an axis."
+        )
     whole, part = _spatial(volume, volume.levels[0].shape), volume.spatial_shape
     return tuple(step * round(a / b, 6) for step, a, b in zip(job.voxel_size_um, whole, part, strict=True))
 

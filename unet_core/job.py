@@ -28,20 +28,30 @@ class SegmentationJob(BaseModel):
     series: int | None = Field(None, ge=0, title="Series", description="Which image of a file that holds several.")
     time: int | None = Field(None, ge=0, title="Time point", description="Which time point of an image that has several.")
     voxel_size_um: tuple[PositiveLength, ...] | None = Field(
-        None, title="Voxel size (um)", description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly."
+        None,
+        title="Voxel size (um)",
+        description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly.",
     )
     roi: tuple[str, ...] = Field(
-        (), title="Regions", description="Segment only the blocks that touch these boxes, e.g. '0:1024,512:2048', in voxels of the level."
+        (),
+        title="Regions",
+        description="Segment only the blocks that touch these boxes, e.g. '0:1024,512:2048', in voxels of the level.",
     )
-    block_shape: tuple[Positive, ...] | None = Field(None, title="Block shape", description="Voxels of a unit of work along (z,) y, x.")
+    block_shape: tuple[Positive, ...] | None = Field(
+        None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
-    threads: Positive = Field(1, title="Threads", description="CPU threads of one forward pass; part of the plan, since it changes last bits.")
+    threads: Positive = Field(
+        1, title="Threads", description="CPU threads of one forward pass; part of the plan, since it changes last bits."
+    )
     device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
     probabilities: Literal["none", "uint8", "float32"] = Field(
         "none", title="Probabilities", description="Keep the probabilities too; uint8 stores them with an error of at most 1/510."
     )
     ngff: Literal["0.5", "0.4"] = Field("0.5", title="OME-Zarr version", description="0.5 (Zarr v3, sharded) or 0.4 (Zarr v2).")
-    missing: Literal["error", "fill"] = Field("error", title="Missing chunks", description="What absent chunks of the image mean.")
+    missing: Literal["error", "fill"] = Field(
+        "error", title="Missing chunks", description="What absent chunks of the image mean."
+    )
     cast: bool = Field(False, title="Cast", description="Allow intensities that float32 does not hold exactly.")
     memory_gib: PositiveLength = Field(4.0, title="Memory (GiB)", description="That one worker may use for a block.")
 
@@ -99,7 +109,9 @@ def parse_box(text: str, shape: tuple[int, ...]) -> Box:
         stop = tuple(min(int(high) if high else size, size) for (_, high), size in zip(bounds, shape, strict=True))
     except ValueError:
         example = ",".join(f"0:{size}" for size in shape)
-        raise JobError(f"roi '{text}' is not a box of {len(shape)} axes; write first:last for each axis, e.g. '{example}'.") from None
+        raise JobError(
+            f"roi '{text}' is not a box of {len(shape)} axes; write first:last for each axis, e.g. '{example}'."
+        ) from None
     if any(not 0 <= low < high for low, high in zip(start, stop, strict=True)):
         raise JobError(f"roi '{text}' covers nothing of the image, which has {shape} voxels; use bounds inside it.")
     return Box(start, stop)

@@ -1,9 +1,9 @@
 """The ledger: one record per committed unit of work, in the output store. The truth about progress; knows no torch.
 
-    .unet/plan.json      the plan, written once
-    .unet/request.json   which blocks are wanted, and where image and model lie
-    .unet/ledger/STAGE/INDEX.json
-    .unet/complete.json  written by the audit alone
+.unet/plan.json      the plan, written once
+.unet/request.json   which blocks are wanted, and where image and model lie
+.unet/ledger/STAGE/INDEX.json
+.unet/complete.json  written by the audit alone
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def commit(store: Store, shards: Mapping[str, bytes | None]) -> tuple[StoredShar
         store.put(key, data)
         sha256 = hashlib.sha256(data).hexdigest()
         if hashlib.sha256(store.get(key)).hexdigest() != sha256:
-            raise LedgerError(f"Object {key} reads back with another sha256 than was written; the storage of {store.url} is at fault.")
+            raise LedgerError(
+                f"Object {key} reads back with another sha256 than was written; the storage of {store.url} is at fault."
+            )
         stored.append(StoredShard(key=key, sha256=sha256, size_bytes=len(data), empty=False))
     return tuple(stored)
 

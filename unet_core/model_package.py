@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 import safetensors
@@ -27,7 +27,7 @@ from unet_core.store import check_url, open_store
 
 SCHEMA = 1
 DESCRIPTION_FILE = "model.json"
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_FILE: Final = "weights.safetensors"
 _MAX_DESCRIPTION_BYTES = 1 << 20
 
 
@@ -172,7 +172,11 @@ def save_model(path: str | Path, network: nn.Module, description: ModelDescripti
 def bundled_models() -> dict[str, Path]:
     """Names and folders of the models that are installed with this package."""
     root = Path(str(resources.files("unet_core"))) / "bundled" / "models"
-    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / DESCRIPTION_FILE).is_file()} if root.is_dir() else {}
+    return (
+        {folder.name: folder for folder in sorted(root.iterdir()) if (folder / DESCRIPTION_FILE).is_file()}
+        if root.is_dir()
+        else {}
+    )
 
 
 def model_url(name_or_path: str) -> str:
@@ -187,7 +191,9 @@ def model_url(name_or_path: str) -> str:
     bundled = bundled_models()
     if name_or_path in bundled:
         return str(bundled[name_or_path])
-    raise ModelPackageError(f"Model not found: {name_or_path}; give a model folder, or one of {', '.join(bundled) or 'no bundled models'}.")
+    raise ModelPackageError(
+        f"Model not found: {name_or_path}; give a model folder, or one of {', '.join(bundled) or 'no bundled models'}."
+    )
 
 
 def read_description(url: str) -> tuple[ModelDescription, WeightsFile]:
@@ -259,10 +265,14 @@ def _read_weights(url: str, stated: WeightsFile) -> dict[str, Tensor]:
     if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
         raise ModelPackageError(f"Model file is a pickle: {where}; refused, since loading it can run code (contains GLOBAL).")
     if len(data) != stated.size_bytes:
-        raise ModelPackageError(f"Model file truncated: {where} has {len(data)} bytes, expected {stated.size_bytes}; copy it again.")
+        raise ModelPackageError(
+            f"Model file truncated: {where} has {len(data)} bytes, expected {stated.size_bytes}; copy it again."
+        )
     actual = hashlib.sha256(data).hexdigest()
     if actual != stated.sha256:
-        raise ModelPackageError(f"sha256 mismatch: {where} has {actual[:12]}.., {DESCRIPTION_FILE} says {stated.sha256[:12]}..; copy it again.")
+        raise ModelPackageError(
+            f"sha256 mismatch: {where} has {actual[:12]}.., {DESCRIPTION_FILE} says {stated.sha256[:12]}..; copy it again."
+        )
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -273,14 +283,18 @@ def _check_description(description: ModelDescription, url: str) -> None:
     arguments = description.network.arguments
     channels = arguments.get("in_channels")
     if channels != len(description.input_channels):
-        raise ModelPackageError(f"{url}: the network takes {channels} channels, input_channels names {len(description.input_channels)}.")
+        raise ModelPackageError(
+            f"{url}: the network takes {channels} channels, input_channels names {len(description.input_channels)}."
+        )
     used = [channel for head in description.heads for channel in head.channels]
     if sorted(used) != list(range(int(arguments.get("classes", 0)))):
         raise ModelPackageError(f"{url}: heads use channels {sorted(used)}, the network gives {arguments.get('classes')}.")
     head = description.heads[0]
     if len(description.heads) > 1 or head.kind not in ("classes", "regions"):
         kinds = ", ".join(head.kind for head in description.heads)
-        raise ModelPackageError(f"{url}: heads {kinds} cannot be run by this release; it runs one head of kind classes or regions.")
+        raise ModelPackageError(
+            f"{url}: heads {kinds} cannot be run by this release; it runs one head of kind classes or regions."
+        )
     values = [label.value for label in description.classes]
     if len(values) != len(head.channels) or len(set(values)) != len(values) or (head.kind == "regions" and 0 in values):
         raise ModelPackageError(
@@ -288,7 +302,9 @@ def _check_description(description: ModelDescription, url: str) -> None:
             f"{', above 0' if head.kind == 'regions' else ''}."
         )
     if max(values) > 255:
-        raise ModelPackageError(f"{url}: label value {max(values)} needs uint16 output; this release writes uint8, use values to 255.")
+        raise ModelPackageError(
+            f"{url}: label value {max(values)} needs uint16 output; this release writes uint8, use values to 255."
+        )
     normalisation = description.normalisation
     if isinstance(normalisation, FixedNormalisation) and {len(normalisation.offset), len(normalisation.scale)} != {channels}:
         raise ModelPackageError(f"{url}: normalisation has {len(normalisation.offset)} offsets for {channels} channels.")

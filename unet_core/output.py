@@ -1,7 +1,7 @@
 """The result as OME-Zarr: its metadata, and blocks encoded as whole shards. Knows the plan, not the network.
 
-    ROOT            probabilities if kept, else the class map shown as image
-    ROOT/labels/..  label images: classes, or one per region
+ROOT            probabilities if kept, else the class map shown as image
+ROOT/labels/..  label images: classes, or one per region
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def _image_label(plan: Plan, image: ImagePlan) -> dict[str, Any]:
     return {
         **({"version": plan.ngff} if plan.ngff == "0.4" else {}),
         "colors": [
-            {"label-value": entry.value, "rgba": [*bytes.fromhex(entry.color[1:]), 0 if entry.value == 0 else 255]} for entry in shown
+            {"label-value": entry.value, "rgba": [*bytes.fromhex(entry.color[1:]), 0 if entry.value == 0 else 255]}
+            for entry in shown
         ],
         "properties": [{"label-value": entry.value, "name": entry.name} for entry in shown],
         "source": {"image": "../../"},

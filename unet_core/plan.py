@@ -142,7 +142,12 @@ class Plan(_Record):
     def stages(self) -> tuple[Stage, ...]:
         """Segmentation first, then one stage for each coarser level."""
         return tuple(
-            Stage(name=SEGMENT_STAGE if level == 0 else f"level-{level}", level=level, shape=entry.shape, block_shape=self.block_shape)
+            Stage(
+                name=SEGMENT_STAGE if level == 0 else f"level-{level}",
+                level=level,
+                shape=entry.shape,
+                block_shape=self.block_shape,
+            )
             for level, entry in enumerate(self.levels)
         )
 
@@ -206,7 +211,9 @@ def check_block_shape(block_shape: Shape, stride: Shape) -> None:
         GridError: with the nearest sizes that do.
     """
     if len(block_shape) != len(stride):
-        raise GridError(f"Block shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis.")
+        raise GridError(
+            f"Block shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis."
+        )
     for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
         if size % step:
             lower = size // step * step
@@ -216,6 +223,4 @@ def check_block_shape(block_shape: Shape, stride: Shape) -> None:
 
 def fit_block_shape(block_shape: Shape, image_shape: Shape, stride: Shape) -> Shape:
     """A block shape cut down to the image, in whole strides."""
-    return tuple(
-        min(block, -(-size // step) * step) for block, size, step in zip(block_shape, image_shape, stride, strict=True)
-    )
+    return tuple(min(block, -(-size // step) * step) for block, size, step in zip(block_shape, image_shape, stride, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from unet_core import inputs, output
 from unet_core.errors import MemoryBudgetError
@@ -38,6 +39,28 @@ class Planned:
     request: Request
     memory_bytes: int
     warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What a person wants to know before starting it."""
+        plan = self.plan
+        finest = plan.stages[0]
+        read, write = Box.from_shape(plan.footprint.read_shape).voxel_count, Box.from_shape(plan.block_shape).voxel_count
+        return {
+            "plan": plan.id,
+            "image": f"{self.request.image}, level {plan.input.level}, {plan.input.axes} {plan.input.shape} {plan.input.dtype}",
+            "voxel_size": f"{plan.scale} {plan.unit}" if plan.unit else "unknown",
+            "model": f"{plan.model.name}, {plan.model.kind}: {', '.join(entry.name for entry in plan.model.classes)}",
+            "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
+            + (" (a region of them)" if self.request.roi else ""),
+            "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
+            "reads": f"{plan.footprint.read_shape} voxels a block, {read / write:.2f} x what it writes",
+            "exact": plan.exact,
+            "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
+            "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
+            "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
+            "levels": len(plan.levels),
+            "warnings": list(self.warnings),
+        }
 
 
 def plan_run(job: SegmentationJob) -> Plan:
@@ -105,7 +128,9 @@ def resolve(job: SegmentationJob) -> Planned:
     )
     warnings = []
     if description.voxel_size_um == "unknown":
-        warnings.append(f"Model '{description.name}' does not state its voxel size; level {source.volume.level} was taken as it is.")
+        warnings.append(
+            f"Model '{description.name}' does not state its voxel size; level {source.volume.level} was taken as it is."
+        )
     return Planned(plan, request, memory, tuple(warnings))
 
 

@@ -82,7 +82,9 @@ class Predictor:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            batch = torch.from_numpy(image)[None].to(self.device, self.dtype, memory_format=_CHANNELS_LAST[self.dims])  # (1, C, Z, Y, X)
+            batch = torch.from_numpy(image)[None].to(
+                self.device, self.dtype, memory_format=_CHANNELS_LAST[self.dims]
+            )  # (1, C, Z, Y, X)
             logits: Tensor = self.network(batch)[0].float()  # (K, Z, Y, X)
         finally:
             torch.set_num_threads(before)
@@ -97,9 +99,8 @@ class Predictor:
 
 def load_predictor(package: ModelPackage, device: str, precision: Literal["float32", "bfloat16"], threads: int) -> Predictor:
     """Put a model on a device, channels last; the package's own network is left as it is."""
-    network = copy.deepcopy(package.network).to(
-        device=device, dtype=_PRECISIONS[precision], memory_format=_CHANNELS_LAST[package.dims]
-    )
+    network: Any = copy.deepcopy(package.network).to(device=device, dtype=_PRECISIONS[precision])
+    network = network.to(memory_format=_CHANNELS_LAST[package.dims])
     return Predictor(network.eval(), device, _PRECISIONS[precision], package.dims, threads)
 
 

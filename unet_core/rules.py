@@ -201,7 +201,7 @@ def trace(network: nn.Module) -> Trace:
 
 def _operation(network: nn.Module, node: torch.fx.Node, dims: int) -> Operation:
     if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
+        module: Any = network.get_submodule(str(node.target))
         key: Any = type(module)
         label, name = type(module).__name__, str(node.target)
     else:

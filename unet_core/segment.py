@@ -1,6 +1,6 @@
 """From job to result: ``run(job)`` is the serial loop that every other way of running must equal.
 
-    job -> plan -> output created -> units (read, predict, encode, commit, record) -> audit -> complete
+job -> plan -> output created -> units (read, predict, encode, commit, record) -> audit -> complete
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unet_core import ledger, output
 from unet_core.errors import BlockError, LedgerError, ResumeError
@@ -35,7 +35,8 @@ class RunSummary:
         voxels: segmented in this run.
         seconds: wall time of this run.
         label_voxels: voxels by class name, over the whole request.
-        area_um: area in um^2 (volume in um^3) by class name; None where the voxel size is unknown.
+        area_um: area or volume by class name; None where the voxel size is unknown.
+        area_unit: of these, um^2 or um^3.
         failures: one sentence for each failed unit.
         warnings: what the user should know about the result.
         hardware: classes that computed it.
@@ -50,6 +51,7 @@ class RunSummary:
     seconds: float
     label_voxels: dict[str, int]
     area_um: dict[str, float] | None
+    area_unit: str
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)
@@ -128,7 +130,9 @@ def finish(
         store.put(ledger.COMPLETE_KEY, canonical_json(mark))
     segmented = [record for record in records if record.stage == plan.stages[0].name]
     fresh = [record for record in computed if record.stage == plan.stages[0].name]
-    counts = {entry.name: sum(record.label_voxels.get(str(entry.value), 0) for record in segmented) for entry in plan.model.classes}
+    counts = {
+        entry.name: sum(record.label_voxels.get(str(entry.value), 0) for record in segmented) for entry in plan.model.classes
+    }
     size = 1.0
     for step in plan.scale:
         size *= step
@@ -142,6 +146,7 @@ def finish(
         seconds=seconds,
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" else None,
+        area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         failures=failures,
         warnings=list(planned.warnings),
         hardware=sorted({record.hardware for record in segmented}),
@@ -173,25 +178,35 @@ def _wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) ->
     return [records[index] for index in wanted_units(plan, request, stage) if index in records]
 
 
-def prepare(planned: Planned, output_url: str) -> Request:
-    """Create the output, or take up the one that this plan began; the request that now holds.
+def check_output(planned: Planned, output_url: str) -> bool:
+    """Whether the output holds a run of this very plan, to be taken up; reads only.
 
     Raises:
-        ResumeError: if the output holds something else; the message names the first field that differs.
+        ResumeError: if it holds something else; the message names the first field that differs.
     """
     store = open_store(output_url)
     existing = ledger.read_json(store, ledger.PLAN_KEY)
     if existing is None:
         _refuse_foreign(store, output_url)
-        if not store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical()):
-            existing = ledger.read_json(store, ledger.PLAN_KEY)
-    if existing is not None:
-        difference = first_difference(existing, planned.plan.model_dump(mode="json", by_alias=True))
-        if difference:
-            name, old, new = difference
-            raise ResumeError(
-                f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
-            )
+        return False
+    difference = first_difference(existing, planned.plan.model_dump(mode="json", by_alias=True))
+    if difference:
+        name, old, new = difference
+        raise ResumeError(
+            f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
+        )
+    return True
+
+
+def prepare(planned: Planned, output_url: str) -> Request:
+    """Create the output, or take up the one that this plan began; the request that now holds.
+
+    Raises:
+        ResumeError: if the output holds something else.
+    """
+    store = open_store(output_url)
+    while not check_output(planned, output_url):
+        store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
     request = _grown(ledger.read_json(store, ledger.REQUEST_KEY), planned.request)
     complete = ledger.read_json(store, ledger.COMPLETE_KEY)
     if complete is not None and complete.get("request") != request.id:
@@ -288,7 +303,9 @@ class Result:
 
     def volume(self, name: str = "labels/classes", level: int = 0) -> Volume:
         """One of the output's images ("" is the root) at one level."""
-        return open_volume(f"{self.url.rstrip('/')}/{name}".rstrip("/"), level)
+        return open_volume(
+            f"{self.url.rstrip('/')}/{name}".rstrip("/"), level, missing="fill"
+        )  # shards of background are not stored
 
     def to_dask(self, name: str = "labels/classes", level: int = 0) -> Any:
         """The same as a lazy dask array."""

@@ -19,7 +19,7 @@ from unet_core.geometry import Box
 from unet_core.job import make_job
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
-from unet_core.plan import Plan, Stage
+from unet_core.plan import ImagePlan, Plan, Stage
 from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
 from unet_core.store import Store, open_store
 from unet_core.volumes import read_reflected
@@ -46,10 +46,14 @@ def open_worker(output_url: str, request_id: str) -> Worker:
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
     if request.id != request_id:
-        raise ResumeError(f"Output {output_url} now has request {request.id}, this worker was sent for {request_id}; another run took over.")
+        raise ResumeError(
+            f"Output {output_url} now has request {request.id}, this worker was sent for {request_id}; another run took over."
+        )
     package = load_model(request.model)
     if package.sha256 != plan.model.sha256:
-        raise ResumeError(f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]}).")
+        raise ResumeError(
+            f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]})."
+        )
     job = make_job(
         image=request.image,
         output=output_url,
@@ -96,7 +100,7 @@ def segment_block(worker: Worker, index: int) -> Record:
     return _commit(worker, plan.stages[0], index, values, clock)
 
 
-def _readout(plan: Plan, image: output.ImagePlan, logits: torch.Tensor) -> NDArray[Any]:
+def _readout(plan: Plan, image: ImagePlan, logits: torch.Tensor) -> NDArray[Any]:
     values = tuple(entry.value for entry in plan.model.classes)
     if image.kind == "probabilities":
         return probabilities_of(logits, plan.model.kind, image.dtype)
@@ -129,7 +133,7 @@ def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
     values = []
     for image in plan.images:
         array = output.open_level(worker.store, plan, image, stage.level - 1)
-        stored = np.asarray(array[(..., *finer.slices())])
+        stored = np.asarray(array[(slice(None),) * (1 if image.channels else 0) + finer.slices()])
         values.append(output.downsample(stored, level.factor, image.kind))
     clock.stop("downsample")
     return _commit(worker, stage, index, values, clock)
@@ -139,7 +143,8 @@ def _commit(worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]]
     plan = worker.plan
     coordinates = stage.grid.coordinates(index)
     shards = dict(
-        output.encode_shard(plan, image, stage.level, coordinates, array) for image, array in zip(plan.images, values, strict=True)
+        output.encode_shard(plan, image, stage.level, coordinates, array)
+        for image, array in zip(plan.images, values, strict=True)
     )
     clock.stop("encode")
     objects = ledger.commit(worker.store, shards)

@@ -23,7 +23,9 @@ def dice(prediction: ArrayLike, reference: ArrayLike) -> float:
     return 2 * overlap / (1 + overlap)
 
 
-def bootstrap_interval(scores: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    scores: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of independent scores, e.g. one an image.
 
     Args:

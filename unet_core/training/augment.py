@@ -6,6 +6,7 @@ Shapes: C channels, Y, X.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,9 +76,11 @@ def elastic_field(displacements: NDArray[np.floating], shape: tuple[int, int]) -
     return np.stack([ndimage.map_coordinates(part, coordinates, order=3, mode="nearest") for part in displacements])
 
 
-def warp(image: NDArray[np.floating], positions: NDArray[np.float32], order: int) -> NDArray[np.float32]:
+def warp(image: NDArray[Any], positions: NDArray[np.float32], order: int) -> NDArray[np.float32]:
     """``image`` (C, Y, X) read at ``positions`` (2, Y, X), mirrored outside; order 1 for intensities, 0 for labels."""
-    return np.stack([ndimage.map_coordinates(channel, positions, order=order, mode="mirror") for channel in image]).astype(np.float32)
+    return np.stack([ndimage.map_coordinates(channel, positions, order=order, mode="mirror") for channel in image]).astype(
+        np.float32
+    )
 
 
 def recolour(image: NDArray[np.float32], span: float, options: Augmentation, random: np.random.Generator) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ def train(
     input_shape = geometry.legal_shape(needed)
     target_shape = geometry.output_shape(input_shape)
     torch.manual_seed(options.seed)
-    network.train().to(memory_format=torch.channels_last)
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     for step in range(options.steps):
         crops = [

@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def weighted_cross_entropy(
-    logits: Tensor, labels: Tensor, weights: Tensor, reduction: Literal["sum", "mean"] = "mean"
-) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, reduction: Literal["sum", "mean"] = "mean") -> Tensor:
     """Soft-max cross entropy, each voxel with its weight (Ronneberger et al. 2015, equation 1).
 
     Args:

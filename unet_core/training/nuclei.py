@@ -1,6 +1,6 @@
 """Train the nucleus models that are shipped, from the images of the 2018 Data Science Bowl (BBBC038, CC0).
 
-    python -m unet_core.training.nuclei --data DIR --modality brightfield_stained --out MODEL --steps 1500
+python -m unet_core.training.nuclei --data DIR --modality brightfield_stained --out MODEL --steps 1500
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _read(data: Path, modality: str) -> tuple[list[str], list[NDArray[np.float32
     names = [entry["file"] for entry in json.loads(index.read_text()) if entry["kind"] == modality]
     images, instances = [], []
     for name in names:
-        image = np.asarray(Image.open(data / "images" / f"{name}.png").convert("RGB" if modality == "brightfield_stained" else "L"))
+        image = np.asarray(
+            Image.open(data / "images" / f"{name}.png").convert("RGB" if modality == "brightfield_stained" else "L")
+        )
         images.append(np.moveaxis(np.atleast_3d(image), -1, 0).astype(np.float32))
         instances.append(tifffile.imread(data / "labels" / f"{name}.tif").astype(np.int32))
     return names, images, instances

@@ -37,7 +37,8 @@ def border_weight_map(instances: NDArray[np.integer], w0: float = 10.0, sigma: f
         if found is None:
             continue
         window = tuple(
-            slice(max(0, part.start - reach), min(size, part.stop + reach)) for part, size in zip(found, instances.shape, strict=True)
+            slice(max(0, part.start - reach), min(size, part.stop + reach))
+            for part, size in zip(found, instances.shape, strict=True)
         )
         distance = ndimage.distance_transform_edt(instances[window] != number).astype(np.float32)
         nearest, next_nearest = first[window], second[window]

@@ -1,9 +1,9 @@
 """Images as volumes: ``open_volume(url)`` gives one small protocol for every format.
 
-    >>> import numpy as np
-    >>> volume = ArrayVolume(np.arange(12).reshape(3, 4), axes="yx")
-    >>> volume.shape, volume.read(Box((1, 1), (3, 3)))[0].tolist()
-    ((3, 4), [[5, 6], [9, 10]])
+>>> import numpy as np
+>>> volume = ArrayVolume(np.arange(12).reshape(3, 4), axes="yx")
+>>> volume.shape, volume.read(Box((1, 1), (3, 3)))[0].tolist()
+((3, 4), [[5, 6], [9, 10]])
 """
 
 from unet_core.geometry import Box

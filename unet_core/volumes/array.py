@@ -47,7 +47,7 @@ class ArrayVolume(LaidOut):
 
     def read(self, box: Box) -> NDArray[Any]:
         check_inside(self, box)
-        values = self._array[(..., *box.slices())]
+        values = self._array[(slice(None),) * (self._array.ndim - box.ndim) + box.slices()]
         return np.array(values if self.axes.startswith("c") else values[None])
 
     def fingerprint(self) -> dict[str, str]:

@@ -60,7 +60,9 @@ def _read_node(store: Store, path: str) -> _Node | None:
     if "zarr.json" in names:
         document = read_document(store, f"{folder}zarr.json")
         if document.get("zarr_format") != 3:
-            raise VolumeError(f"unsupported zarr_format {str(document.get('zarr_format'))[:60]!r}: {store.url}/{folder}zarr.json; 2 and 3 are read.")
+            raise VolumeError(
+                f"unsupported zarr_format {str(document.get('zarr_format'))[:60]!r}: {store.url}/{folder}zarr.json; 2 and 3 are read."
+            )
         attributes = document.get("attributes") or {}
         if not isinstance(attributes, dict):
             raise VolumeError(f"attributes of {store.url}/{path} must be an object.")
@@ -90,7 +92,8 @@ def _what_else(store: Store, node: _Node, url: str) -> str:
     labels = node.attributes.get("labels")
     if isinstance(labels, list):
         return f"{url} lists label images; name one: {_listed([f'{base}/{name}' for name in labels])}."
-    images, arrays = [], []
+    images: list[str] = []
+    arrays: list[str] = []
     for name in store.child_names():
         child = _read_node(store, name) if not name.startswith(".") and not name.endswith(".json") else None
         if child is not None:
@@ -110,7 +113,9 @@ def _plain(store: Store, node: _Node, url: str, level: int, time: int | None, mi
     if level:
         raise VolumeError(f"level {level} of {url} does not exist; it is a single array, level 0.")
     axes = plain_axes(metadata, url)
-    return _volume(store, "", metadata, axes, url, 0, time, missing, [metadata], [], None, {"metadata": metadata_hash(node.document)})
+    return _volume(
+        store, "", metadata, axes, url, 0, time, missing, [metadata], [], None, {"metadata": metadata_hash(node.document)}
+    )
 
 
 def _image(
@@ -146,8 +151,14 @@ def _image(
         transforms.append(_transform(dataset, multiscale, len(axes), url))
     if level >= len(datasets):
         raise VolumeError(f"level {level} of {url} does not exist; it has levels 0 to {len(datasets) - 1}.")
-    hashes = {"metadata": metadata_hash({"group": multiscale, "array": {"shape": metadata[level].shape, "key": metadata[level].key((0,) * len(axes))}})}
-    return _volume(store, datasets[level]["path"], metadata[level], axes, url, level, time, missing, metadata, transforms, units, hashes)
+    hashes = {
+        "metadata": metadata_hash(
+            {"group": multiscale, "array": {"shape": metadata[level].shape, "key": metadata[level].key((0,) * len(axes))}}
+        )
+    }
+    return _volume(
+        store, datasets[level]["path"], metadata[level], axes, url, level, time, missing, metadata, transforms, units, hashes
+    )
 
 
 def _axes(value: Any, url: str) -> tuple[str, list[str | None]]:
@@ -157,12 +168,18 @@ def _axes(value: Any, url: str) -> tuple[str, list[str | None]]:
     joined = "".join(names)
     if len(set(names)) != len(names):
         raise VolumeError(f"axes: {', '.join(names)} in {url} names one twice.")
-    if any(len(name) != 1 for name in names) or joined not in ("".join(a for a in "tczyx" if a in joined),) or not joined.endswith("yx"):
+    if (
+        any(len(name) != 1 for name in names)
+        or joined not in ("".join(a for a in "tczyx" if a in joined),)
+        or not joined.endswith("yx")
+    ):
         raise VolumeError(f"axes: {', '.join(names)[:80]} in {url}; a subset of t c z y x in that order, ending in y x, is read.")
     return joined, [axis.get("unit") for axis in value]
 
 
-def _transform(dataset: Mapping[str, Any], multiscale: Mapping[str, Any], count: int, url: str) -> tuple[list[float], list[float]]:
+def _transform(
+    dataset: Mapping[str, Any], multiscale: Mapping[str, Any], count: int, url: str
+) -> tuple[list[float], list[float]]:
     scale, translation = [1.0] * count, [0.0] * count
     for source in (dataset, multiscale):
         for step in source.get("coordinateTransformations") or []:
@@ -171,7 +188,9 @@ def _transform(dataset: Mapping[str, Any], multiscale: Mapping[str, Any], count:
             if kind == "identity":
                 continue
             if not isinstance(values, list) or len(values) != count or not all(isinstance(v, int | float) for v in values):
-                raise VolumeError(f"coordinateTransformations of {url} has {str(kind)[:30]!r} of {str(values)[:40]} for {count} axes.")
+                raise VolumeError(
+                    f"coordinateTransformations of {url} has {str(kind)[:30]!r} of {str(values)[:40]} for {count} axes."
+                )
             if kind == "scale":
                 if not all(math.isfinite(value) and value > 0 for value in values):
                     raise VolumeError(f"voxel size must be > 0: scale {values} in {url}.")

@@ -96,7 +96,9 @@ def _folder_format(url: str, names: tuple[str, ...]) -> str:
     if "attributes.json" in names:
         raise VolumeError(f"unknown format: {url} (looks like N5; convert it to Zarr); Zarr, TIFF, SVS, PNG and JPEG are read.")
     inside = [name for name in names if not name.startswith(".")][:3]
-    raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}" + (f" (it holds {', '.join(inside)})." if inside else "; it is empty."))
+    raise VolumeError(
+        f"no zarr.json, .zarray or .zattrs under {url}" + (f" (it holds {', '.join(inside)})." if inside else "; it is empty.")
+    )
 
 
 def _near_match(path: Path) -> str:

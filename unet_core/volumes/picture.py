@@ -31,7 +31,9 @@ def open_picture(url: str, level: int, series: int | None, time: int | None, mis
         raise VolumeError(f"{url} is a single picture; leave --level, --series and --time away.")
     try:
         with Image.open(local_path(url)) as picture:
-            values = np.asarray(picture if picture.mode in _PLAIN_MODES else picture.convert("L" if picture.mode == "1" else "RGB"))
+            values = np.asarray(
+                picture if picture.mode in _PLAIN_MODES else picture.convert("L" if picture.mode == "1" else "RGB")
+            )
     except PermissionError:
         raise VolumeError(f"permission denied: {url}.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -201,7 +201,9 @@ def check_inside(volume: LaidOut, box: Box) -> None:
         VolumeError: naming both; boxes that hang over are for ``read_reflected``.
     """
     if box.ndim != len(volume.spatial_shape) or not Box.from_shape(volume.spatial_shape).contains(box):
-        raise VolumeError(f"Box {box} does not lie inside {volume.url}, which has {volume.spatial_shape} voxels ({volume.spatial_axes}).")
+        raise VolumeError(
+            f"Box {box} does not lie inside {volume.url}, which has {volume.spatial_shape} voxels ({volume.spatial_axes})."
+        )
 
 
 def check_intensity_dtype(volume: Volume, cast: bool) -> None:

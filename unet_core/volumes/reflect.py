@@ -40,7 +40,9 @@ def read_reflected(volume: Readable, box: Box) -> NDArray[Any]:
     """
     shape = volume.spatial_shape
     if box.ndim != len(shape) or box.is_empty:
-        raise VolumeError(f"Box {box} cannot be read from a volume of {shape} voxels; give {len(shape)} axes with at least one voxel.")
+        raise VolumeError(
+            f"Box {box} cannot be read from a volume of {shape} voxels; give {len(shape)} axes with at least one voxel."
+        )
     positions = [_mirrored(start, stop, size) for start, stop, size in zip(box.start, box.stop, shape, strict=True)]
     inner = Box(tuple(int(axis.min()) for axis in positions), tuple(int(axis.max()) + 1 for axis in positions))
     values = volume.read(inner)

@@ -41,7 +41,9 @@ def open_tiff(url: str, level: int, series: int | None, time: int | None, missin
     if not every:
         raise VolumeError(f"{url} holds no image.")
     if len(every) > 1 and series is None and not file.is_svs:
-        names = "; ".join(f"--series {number}: {entry.name or 'unnamed'} {entry.shape}" for number, entry in enumerate(every[:12]))
+        names = "; ".join(
+            f"--series {number}: {entry.name or 'unnamed'} {entry.shape}" for number, entry in enumerate(every[:12])
+        )
         raise VolumeError(f"{url} holds {len(every)} images: {names}; choose one.")
     if not 0 <= (series or 0) < len(every):
         raise VolumeError(f"series {series} of {url} does not exist; it holds {len(every)}.")
@@ -123,7 +125,9 @@ class TiffVolume(LaidOut):
     @cached_property
     def _mapped(self) -> NDArray[Any] | None:
         """Uncompressed planes that follow one page without pages of their own (large ImageJ stacks)."""
-        planes = int(np.prod([size for letter, size in zip(self._series.axes, self._series.shape, strict=True) if letter not in "YXS"]))
+        planes = int(
+            np.prod([size for letter, size in zip(self._series.axes, self._series.shape, strict=True) if letter not in "YXS"])
+        )
         if self._series.dataoffset is None or len(self._series.pages) >= planes:
             return None
         height, width = self._size("y"), self._size("x")
@@ -132,7 +136,7 @@ class TiffVolume(LaidOut):
 
     def _read_page(self, number: int, plane: Box) -> NDArray[Any]:
         if self._mapped is not None:
-            return np.array(self._mapped[(number, *plane.slices())])[None]
+            return np.array(self._mapped[number][plane.slices()])[None]
         page = self._series.pages[number]
         if page is None:
             raise ChunkError(f"chunk page {number} is missing in {self.url}; the file is incomplete.")
@@ -144,7 +148,9 @@ class TiffVolume(LaidOut):
         separate = samples if keyframe.planarconfig == 2 and samples > 1 else 1
         rows = range(plane.start[0] // height, -(-plane.stop[0] // height))
         columns = range(plane.start[1] // width, -(-plane.stop[1] // width))
-        wanted = [(part * down + row) * across + column for part, row, column in itertools.product(range(separate), rows, columns)]
+        wanted = [
+            (part * down + row) * across + column for part, row, column in itertools.product(range(separate), rows, columns)
+        ]
         for index, data in self._segments(page, number, wanted):
             values, position, shape = self._decode(keyframe, data, index, number)
             if values is None:
@@ -174,7 +180,9 @@ class TiffVolume(LaidOut):
                 self._file.filehandle.seek(page.dataoffsets[index])
                 data = self._file.filehandle.read(size)
                 if len(data) != size:
-                    raise ChunkError(f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {self.url}; the file is truncated.")
+                    raise ChunkError(
+                        f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {self.url}; the file is truncated."
+                    )
                 found.append((index, data))
         return found
 

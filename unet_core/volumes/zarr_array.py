@@ -63,7 +63,9 @@ class _GuardedStore(WrapperStore[Any]):
 class _Guard:
     """What the chunks of one array must look like."""
 
-    def __init__(self, url: str, path: str, metadata: ArrayMetadata, listing: Mapping[str, StoredObject], missing: Missing) -> None:
+    def __init__(
+        self, url: str, path: str, metadata: ArrayMetadata, listing: Mapping[str, StoredObject], missing: Missing
+    ) -> None:
         self.url, self.path, self.metadata, self.listing, self.missing = url, path, metadata, listing, missing
 
     def is_listed(self, key: str) -> bool:
@@ -156,7 +158,9 @@ class ZarrVolume(LaidOut):
         except ChunkError:
             raise
         except PermissionError as error:
-            raise ChunkError(f"permission denied: {error.filename or self.url}; a chunk that cannot be read is never filled.") from error
+            raise ChunkError(
+                f"permission denied: {error.filename or self.url}; a chunk that cannot be read is never filled."
+            ) from error
         except Exception as error:  # codecs raise every kind; the chunk at fault is looked for and named
             raise self._culprit(selection, error) from error
         kept = [axis for axis in self._disk_axes if axis != "t"]
@@ -192,7 +196,10 @@ class ZarrVolume(LaidOut):
         if "t" in self._disk_axes:
             axis = self._disk_axes.index("t")
             number = self._time // self._metadata.object_shape[axis]
-            counts = [range(number, number + 1) if position == axis else range(count) for position, count in enumerate(self._metadata.object_counts)]
+            counts = [
+                range(number, number + 1) if position == axis else range(count)
+                for position, count in enumerate(self._metadata.object_counts)
+            ]
             wanted = (self._metadata.key(position) for position in itertools.product(*counts))
         return tuple(key for key in wanted if key not in self._listing)
 
@@ -217,7 +224,12 @@ def plain_axes(metadata: ArrayMetadata, where: str) -> str:
     """
     if metadata.names:
         names = "".join(name.lower() for name in metadata.names)
-        if len(names) == len(metadata.names) and set(names) <= set("tczyx") and len(set(names)) == len(names) and names.endswith(("yx", "yxc")):
+        if (
+            len(names) == len(metadata.names)
+            and set(names) <= set("tczyx")
+            and len(set(names)) == len(names)
+            and names.endswith(("yx", "yxc"))
+        ):
             return names
         raise VolumeError(f"axes: {', '.join(metadata.names)} of {where}; one of t c z y x each, ending in y x, are read.")
     shape = metadata.shape

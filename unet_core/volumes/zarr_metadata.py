@@ -170,7 +170,16 @@ def _version3(document: Mapping[str, Any], where: str) -> ArrayMetadata:
     outer = codecs[-1][0] if codecs and codecs[0][0] != "sharding_indexed" else None
     return _checked(
         ArrayMetadata(
-            3, shape, chunk_shape, object_shape, np.dtype(data_type), known, attributes, outer, separator, "c" if name == "default" else ""
+            3,
+            shape,
+            chunk_shape,
+            object_shape,
+            np.dtype(data_type),
+            known,
+            attributes,
+            outer,
+            separator,
+            "c" if name == "default" else "",
         ),
         where,
     )
@@ -211,7 +220,9 @@ def _checked(metadata: ArrayMetadata, where: str) -> ArrayMetadata:
     if 0 in metadata.shape:
         raise VolumeError(f"array is empty: {where} has shape {metadata.shape}.")
     if metadata.chunk_bytes > MAX_CHUNK_BYTES:
-        raise VolumeError(f"chunk larger than max_chunk_bytes: {metadata.chunk_bytes} bytes against {MAX_CHUNK_BYTES} in {where}.")
+        raise VolumeError(
+            f"chunk larger than max_chunk_bytes: {metadata.chunk_bytes} bytes against {MAX_CHUNK_BYTES} in {where}."
+        )
     return metadata
 
 

@@ -1,0 +1,38 @@
+"""The demonstration: a real slide and a model that lie in the package, and a picture of the result."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from unet_core.job import SegmentationJob, make_job
+from unet_core.pictures import draw_outlines
+from unet_core.segment import open_result
+from unet_core.volumes import open_volume
+
+SLIDE = (
+    "CMU-1-Small-Region.svs"  # Aperio, H&E, 20x; from the freely distributable OpenSlide test data (Carnegie Mellon University)
+)
+MODEL = "nuclei-he"
+
+
+def prepare_demo(folder: Path) -> SegmentationJob:
+    """The job of the demonstration, with its result under ``folder``."""
+    slide = Path(str(resources.files("unet_core"))) / "bundled" / SLIDE
+    return make_job(image=str(slide), output=str(folder / "nuclei.zarr"), model=MODEL, block_shape=(512, 512))
+
+
+def show_demo(job: SegmentationJob, folder: Path) -> dict[str, Any]:
+    """Draw the picture; what to tell the user."""
+    result = open_result(job.output)
+    picture = folder / "nuclei.png"
+    draw_outlines(open_volume(job.image), result.volume(), result.plan.model.classes, picture)
+    return {
+        "picture": str(picture),
+        "lines": [
+            f"  slide:   {SLIDE}, H&E at 20x (OpenSlide test data, Carnegie Mellon University)",
+            f"  result:  {job.output} (OME-Zarr: drop it on a viewer; label image under labels/classes)",
+            f"  picture: {picture}",
+        ],
+    }
