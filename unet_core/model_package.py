@@ -225,7 +225,7 @@ def read_description(url: str) -> tuple[ModelDescription, WeightsFile]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelPackageError(f"{DESCRIPTION_FILE} in {url} is not readable JSON: {error}.") from error
     _check_description(parsed, url)
-    return parsed, parsed.weights
+    return ModelDescription(**{name: getattr(parsed, name) for name in ModelDescription.model_fields}), parsed.weights
 
 
 def load_model(path: str | Path) -> ModelPackage:

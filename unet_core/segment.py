@@ -124,6 +124,7 @@ def finish(
     """
     plan, store = planned.plan, open_store(output_url)
     records = [record for stage in plan.stages for record in _wanted_records(store, plan, request, stage)]
+    store.delete(ledger.COMPLETE_KEY)
     if not failures:
         audit(store, plan, request, records)
         mark = {"schema": 1, "plan": plan.id, "request": request.id, "units": len(records)}
@@ -207,6 +208,7 @@ def prepare(planned: Planned, output_url: str) -> Request:
     store = open_store(output_url)
     while not check_output(planned, output_url):
         store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
+    store.delete_leftovers()
     request = _grown(ledger.read_json(store, ledger.REQUEST_KEY), planned.request)
     complete = ledger.read_json(store, ledger.COMPLETE_KEY)
     if complete is not None and complete.get("request") != request.id:

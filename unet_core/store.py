@@ -58,6 +58,9 @@ class Store(Protocol):
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         """Sorted names of the folders and objects directly under the folder ``prefix``."""
 
+    def delete_leftovers(self) -> None:
+        """Remove what puts that were killed left behind; nothing that a listing shows."""
+
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         """The same root as a store of zarr-python."""
 
@@ -189,6 +192,10 @@ class LocalStore:
         folder = self._path(prefix) if prefix else self.root
         return tuple(sorted(child.name for child in folder.iterdir())) if folder.is_dir() else ()
 
+    def delete_leftovers(self) -> None:
+        for part in self.root.rglob(f".*{_PART_SUFFIX}"):
+            part.unlink(missing_ok=True)
+
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         from zarr.storage import LocalStore as ZarrLocalStore
 
@@ -254,6 +261,9 @@ class S3Store:
         found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return tuple(sorted(path.rstrip("/").rpartition("/")[2] for path in paths))
+
+    def delete_leftovers(self) -> None:
+        """Nothing: an upload that was cut off leaves no object."""
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         from zarr.storage import ObjectStore

@@ -92,7 +92,7 @@ def train(
         if not bool(torch.isfinite(loss)):
             raise UnetCoreError(f"Loss is {loss.item()} at step {step}; lower the learning rate ({options.learning_rate}).")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         on_step(step, float(loss.detach()), rate)

@@ -188,7 +188,7 @@ class TiffVolume(LaidOut):
 
     def _decode(self, keyframe: Any, data: bytes | None, index: int, number: int) -> tuple[Any, Any, Any]:
         try:
-            return keyframe.decode(data, index, jpegtables=keyframe.jpegtables)  # type: ignore[no-any-return]
+            return keyframe.decode(data, index, jpegtables=keyframe.jpegtables)
         except Exception as error:  # codecs raise every kind
             raise ChunkError(
                 f"chunk tile {index} of page {number} corrupt: {keyframe.compression.name}: {self.url}: {error}; restore it from the original."

@@ -1,0 +1,85 @@
+"""Small real things that many tests use: random networks as model packages, images, and where the sample data lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from unet_core import networks
+from unet_core.model_package import FixedNormalisation, Head, LabelClass, ModelDescription, NetworkSpec, save_model
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+COLORS = ("#000000", "#ff0000", "#00ff00", "#0000ff")
+
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the sample images (../shared/data) are not here")
+
+
+def random_network(seed: int = 0, **arguments: Any) -> torch.nn.Module:
+    """A U-Net with random weights and biases, and batch statistics that are not those of a fresh network."""
+    torch.manual_seed(seed)
+    network = networks.build("unet", **arguments)
+    for name, value in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(value, std=0.1)
+    for name, value in network.named_buffers():
+        if "running" in name:
+            torch.nn.init.uniform_(value, 0.5, 1.5)
+    return network.eval()
+
+
+def describe(kind: str = "classes", voxel_size_um: Any = "unknown", **arguments: Any) -> ModelDescription:
+    channels, classes = arguments["in_channels"], arguments["classes"]
+    first = 0 if kind == "classes" else 1
+    return ModelDescription(
+        name="random",
+        network=NetworkSpec(name="unet", arguments=arguments),
+        heads=(Head(kind=kind, name=kind, channels=tuple(range(classes))),),
+        classes=tuple(
+            LabelClass(value=first + number, name=f"class {number}", color=COLORS[number % len(COLORS)]) for number in range(classes)
+        ),
+        input_channels=tuple(f"channel {number}" for number in range(channels)),
+        voxel_size_um=voxel_size_um,
+        normalisation=FixedNormalisation(offset=(100.0,) * channels, scale=(50.0,) * channels),
+    )
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a model package with a random U-Net and gives its folder."""
+
+    def make(kind: str = "classes", voxel_size_um: Any = "unknown", seed: int = 0, **arguments: Any) -> Path:
+        settings = {"in_channels": 1, "classes": 3, "base": 4, "levels": 3} | arguments
+        folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
+        save_model(folder, random_network(seed, **settings), describe(kind, voxel_size_um, **settings))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_image(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a random image with structure as a Zarr array and gives its folder."""
+
+    def make(shape: tuple[int, ...], seed: int = 0, chunks: tuple[int, ...] | None = None) -> Path:
+        folder = tmp_path / f"image-{len(list(tmp_path.iterdir()))}.zarr"
+        zarr.create_array(folder, data=textured(shape, seed), chunks=chunks or tuple(max(1, size // 2) for size in shape))
+        return folder
+
+    return make
+
+
+def textured(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
+    """Noise with smooth blobs, so that labels have regions."""
+    from scipy import ndimage
+
+    random = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(random.normal(size=shape), 3)
+    values = 120 + 60 * smooth / smooth.std() + random.normal(0, 20, shape)
+    return np.clip(values, 0, 255).astype(np.uint8)
