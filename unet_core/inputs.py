@@ -52,6 +52,11 @@ class Input:
     def channel_count(self) -> int:
         return self.volume.channel_count
 
+    def missing_chunks(self, box: Box) -> tuple[str, ...]:
+        """Keys of absent chunks of the image that ``box``, which may hang over, meets; its mirrored part needs no others."""
+        lead = len(self.volume.spatial_axes) - len(self.axes)
+        return self.volume.missing_chunks(Box((0,) * lead + box.start, (1,) * lead + box.stop))
+
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of ``box`` (over ``axes``), of shape (C, *box.shape)."""
         if len(self.axes) == len(self.volume.spatial_axes):

@@ -97,7 +97,7 @@ def segment_block(worker: Worker, index: int) -> Record:
     logits = crop_to(worker.predictor.logits(normalised), write.shape)
     values = [_readout(plan, image_plan, logits) for image_plan in plan.images]
     clock.stop("predict")
-    return _commit(worker, plan.stages[0], index, values, clock)
+    return _commit(worker, plan.stages[0], index, values, clock, worker.source.missing_chunks(read))
 
 
 def _readout(plan: Plan, image: ImagePlan, logits: torch.Tensor) -> NDArray[Any]:
@@ -139,7 +139,9 @@ def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
     return _commit(worker, stage, index, values, clock)
 
 
-def _commit(worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]], clock: _Clock) -> Record:
+def _commit(
+    worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]], clock: _Clock, missing_chunks: tuple[str, ...] = ()
+) -> Record:
     plan = worker.plan
     coordinates = stage.grid.coordinates(index)
     shards = dict(
@@ -164,7 +166,7 @@ def _commit(worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]]
         objects=objects,
         voxels=stage.grid.block(index).voxel_count,
         label_voxels=labels,
-        missing_chunks=worker.source.volume.missing_chunks() if stage.level == 0 else (),
+        missing_chunks=missing_chunks,
         seconds=clock.seconds,
         hardware=hardware_class(worker.predictor.device),
         software={"unet-flows": unet_core.__version__, "torch": torch.__version__, "zarr": zarr.__version__},

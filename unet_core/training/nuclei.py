@@ -103,6 +103,8 @@ def train_nuclei(data: Path, modality: str, out: Path, steps: int, seed: int, re
             report(f"step {step + 1} of {steps}: loss {recent:.4f}, {time.monotonic() - began:.0f} s")
 
     train(network, [annotated[index] for index in training], options, augmentation, note)
+    offset = calibrate(network, [annotated[index] for index in training])
+    report(f"decision moved by {offset:+.2f} in the logit of the nucleus")
     scores = score(network, [annotated[index] for index in sorted(held_out)])
     report(f"held out: {json.dumps(scores)}")
     description = ModelDescription(
@@ -111,7 +113,7 @@ def train_nuclei(data: Path, modality: str, out: Path, steps: int, seed: int, re
         heads=(Head(channels=(0, 1)),),
         classes=(
             LabelClass(value=0, name="background", color="#000000"),
-            LabelClass(value=1, name="nucleus", color="#00c8ff" if not colour else "#ffd400"),
+            LabelClass(value=1, name="nucleus", color="#ff8c00" if not colour else "#12b312"),
         ),
         input_channels=("red", "green", "blue") if colour else ("intensity",),
         normalisation=FixedNormalisation(offset=fixed.offset, scale=fixed.scale)
@@ -125,6 +127,7 @@ def train_nuclei(data: Path, modality: str, out: Path, steps: int, seed: int, re
             "seed": seed,
             "steps": steps,
             "training_images": len(training),
+            "calibration": f"head bias of the nucleus {offset:+.2f}, the best IoU on the training images",
             "held_out_images": sorted(names[index] for index in held_out),
             "scores": scores,
             "torch": torch.__version__,
@@ -136,16 +139,41 @@ def train_nuclei(data: Path, modality: str, out: Path, steps: int, seed: int, re
     return scores
 
 
+def calibrate(network: torch.nn.Module, images: list[Annotated]) -> float:
+    """Add to the nucleus' bias what gives the best pooled IoU on ``images``; the amount.
+
+    Training weighs both classes alike, which makes the network call too much foreground; the true balance comes back here.
+    """
+    offsets = np.arange(-4.0, 1.01, 0.25)
+    hits, unions = np.zeros(len(offsets)), np.zeros(len(offsets))
+    for annotated in images:
+        margin = _margin(network, annotated)
+        truth = annotated.labels == 1
+        for position, offset in enumerate(offsets):
+            predicted = margin + offset > 0
+            hits[position] += np.count_nonzero(predicted & truth)
+            unions[position] += np.count_nonzero(predicted | truth)
+    best = float(offsets[int((hits / unions).argmax())])
+    with torch.no_grad():
+        network.head.bias[1] += best  # type: ignore[union-attr, index]
+    return best
+
+
+def _margin(network: torch.nn.Module, annotated: Annotated) -> NDArray[np.float32]:
+    """Logit of nucleus minus logit of background over a whole image, mirrored at its borders."""
+    whole = Box.from_shape(annotated.labels.shape)
+    read = read_reflected(ArrayVolume(annotated.image, axes="cyx"), footprint(network).read_box(whole))
+    predictor = Predictor(network, "cpu", torch.float32, 2, torch.get_num_threads())
+    logits = crop_to(predictor.logits(annotated.normalisation.apply(read)), whole.shape)
+    margin: NDArray[np.float32] = (logits[1] - logits[0]).numpy()
+    return margin
+
+
 def score(network: torch.nn.Module, images: list[Annotated]) -> dict[str, Any]:
     """Foreground IoU on whole images with mirrored borders: pooled over voxels, and the mean over images with its interval."""
-    geometry = footprint(network)
-    predictor = Predictor(network, "cpu", torch.float32, 2, torch.get_num_threads())
     each, hits, unions = [], 0, 0
     for annotated in images:
-        whole = Box.from_shape(annotated.labels.shape)
-        read = read_reflected(ArrayVolume(annotated.image, axes="cyx"), geometry.read_box(whole))
-        logits = crop_to(predictor.logits(annotated.normalisation.apply(read)), whole.shape)
-        predicted, truth = logits.argmax(0).numpy() == 1, annotated.labels == 1
+        predicted, truth = _margin(network, annotated) > 0, annotated.labels == 1
         each.append(iou(predicted, truth))
         hits += int((predicted & truth).sum())
         unions += int((predicted | truth).sum())

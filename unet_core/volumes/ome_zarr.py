@@ -61,7 +61,7 @@ def _read_node(store: Store, path: str) -> _Node | None:
         document = read_document(store, f"{folder}zarr.json")
         if document.get("zarr_format") != 3:
             raise VolumeError(
-                f"unsupported zarr_format {str(document.get('zarr_format'))[:60]!r}: {store.url}/{folder}zarr.json; 2 and 3 are read."
+                f"unsupported zarr_format {repr(document.get('zarr_format'))[:60]}: {store.url}/{folder}zarr.json; 2 and 3 are read."
             )
         attributes = document.get("attributes") or {}
         if not isinstance(attributes, dict):

@@ -102,8 +102,8 @@ class Volume(Protocol):
     def fingerprint(self) -> dict[str, str]:
         """Hashes that change when metadata or voxels do."""
 
-    def missing_chunks(self) -> tuple[str, ...]:
-        """Keys of stored chunks that are absent."""
+    def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
+        """Keys of the stored chunks that meet ``box`` (everything unless told) and are absent."""
 
 
 class LaidOut:
@@ -174,7 +174,7 @@ class LaidOut:
     def read(self, box: Box) -> NDArray[Any]:
         raise NotImplementedError
 
-    def missing_chunks(self) -> tuple[str, ...]:
+    def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
         return ()
 
     def to_dask(self) -> Any:

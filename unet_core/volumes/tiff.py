@@ -50,15 +50,16 @@ def open_tiff(url: str, level: int, series: int | None, time: int | None, missin
     chosen = every[series or 0]
     if level >= len(chosen.levels):
         raise VolumeError(f"level {level} of {url} does not exist; it has levels 0 to {len(chosen.levels) - 1}.")
-    return TiffVolume(url, file, chosen, level, time, missing)
+    return TiffVolume(url, file, series or 0, level, time, missing)
 
 
 class TiffVolume(LaidOut):
     """One level of one series of a TIFF file; only the tiles or strips that meet a box are read."""
 
     def __init__(
-        self, url: str, file: tifffile.TiffFile, series: Any, level: int, time: int | None, missing: Literal["error", "fill"]
+        self, url: str, file: tifffile.TiffFile, number: int, level: int, time: int | None, missing: Literal["error", "fill"]
     ) -> None:
+        series = file.series[number]
         self._file, self._series, self._missing = file, series.levels[level], missing
         self._lock = threading.Lock()
         self._file_axes = _axes(self._series.axes, self._series.shape, url)
@@ -70,7 +71,7 @@ class TiffVolume(LaidOut):
         if int(np.prod(segment)) * keyframe.dtype.itemsize * keyframe.samplesperpixel > MAX_SEGMENT_BYTES:
             raise VolumeError(f"chunk larger than max_chunk_bytes: a tile of {segment} in {url}.")
         axes = "".join(axis for axis in "czyx" if axis in self._file_axes)
-        finest = voxel_size_of(file, series, axes.removeprefix("c"), url)
+        finest = voxel_size_of(file, number, axes.removeprefix("c"), url)
         shapes = [_canonical(_axes(entry.axes, entry.shape, url), entry.shape) for entry in series.levels]
         count = len(axes.removeprefix("c"))
 

@@ -15,17 +15,18 @@ _INCH_UM, _CENTIMETRE_UM = 25_400.0, 10_000.0
 _SCREEN_LIMIT = 1000  # dots an inch; below it the tag tells how to print, not how the image was taken
 
 
-def voxel_size_of(file: Any, series: Any, spatial_axes: str, url: str) -> tuple[float, ...] | None:
-    """Voxel size of the finest level along ``spatial_axes`` in micrometre.
+def voxel_size_of(file: Any, number: int, spatial_axes: str, url: str) -> tuple[float, ...] | None:
+    """Voxel size of the finest level of series ``number`` along ``spatial_axes`` in micrometre.
 
     Raises:
         VolumeError: if the file states one that is not above zero, or its XML declares entities.
     """
+    series = file.series[number]
     if file.is_svs:
         found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", series.keyframe.description or "")
         sizes = {"y": float(found[1]), "x": float(found[1])} if found else {}
     elif file.is_ome:
-        sizes = _from_ome(file.ome_metadata or "", series.index, url)
+        sizes = _from_ome(file.ome_metadata or "", number, url)
     elif file.is_imagej:
         sizes = _from_imagej(file.imagej_metadata or {}, series.keyframe)
     else:

@@ -191,17 +191,16 @@ class ZarrVolume(LaidOut):
         listed = [f"{key} {entry.size_bytes} {entry.tag}" for key, entry in sorted(self._listing.items())]
         return {"chunks": hashlib.sha256("\n".join(listed).encode()).hexdigest(), **self._extra}
 
-    def missing_chunks(self) -> tuple[str, ...]:
-        wanted = self._metadata.keys()
-        if "t" in self._disk_axes:
-            axis = self._disk_axes.index("t")
-            number = self._time // self._metadata.object_shape[axis]
-            counts = [
-                range(number, number + 1) if position == axis else range(count)
-                for position, count in enumerate(self._metadata.object_counts)
-            ]
-            wanted = (self._metadata.key(position) for position in itertools.product(*counts))
-        return tuple(key for key in wanted if key not in self._listing)
+    def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
+        whole = Box.from_shape(self.spatial_shape)
+        box = whole if box is None else box.intersect(whole)
+        wanted = dict(zip(self.spatial_axes, zip(box.start, box.stop, strict=True), strict=True)) | {"t": (self._time, self._time + 1)}
+        ranges = []
+        for axis, size, step in zip(self._disk_axes, self._metadata.shape, self._metadata.object_shape, strict=True):
+            first, last = wanted.get(axis, (0, size))
+            ranges.append(range(first // step, -(-last // step)))
+        keys = (self._metadata.key(position) for position in itertools.product(*ranges))
+        return tuple(key for key in keys if key not in self._listing)
 
 
 def _damage(metadata: ArrayMetadata, key: str, url: str, cause: Exception) -> str:

@@ -5,9 +5,8 @@ Knows no voxels. Limits keep hostile or damaged metadata from allocating memory.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -62,18 +61,10 @@ class ArrayMetadata:
     def is_sharded(self) -> bool:
         return self.chunk_shape != self.object_shape
 
-    @property
-    def object_counts(self) -> Shape:
-        return tuple(-(-size // step) for size, step in zip(self.shape, self.object_shape, strict=True))
-
     def key(self, position: Shape) -> str:
         """Key of the stored object at ``position`` in the grid of objects, relative to the array."""
         parts = ([self.prefix] if self.prefix else []) + [str(number) for number in position]
         return self.separator.join(parts)
-
-    def keys(self) -> Iterator[str]:
-        """Every key that a fully written array has."""
-        return (self.key(position) for position in itertools.product(*(range(count) for count in self.object_counts)))
 
     @property
     def chunk_bytes(self) -> int:

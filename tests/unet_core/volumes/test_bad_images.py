@@ -1,0 +1,237 @@
+"""What bad input gets: one line that says what, where and how to mend; RELIABILITY rows in the ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from unet_core.errors import VolumeError
+from unet_core.geometry import Box
+from unet_core.volumes import open_volume
+from unet_core.volumes.protocol import check_intensity_dtype
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def array(folder: Path, **options: Any) -> Path:
+    data = np.random.default_rng(0).integers(1, 255, (40, 50)).astype("u1")
+    zarr.create_array(folder, data=data, **({"chunks": (16, 16)} | options))
+    return folder
+
+
+def edited(folder: Path, name: str, edit: Edit) -> Path:
+    document = json.loads((folder / name).read_text())
+    edit(document)
+    (folder / name).write_text(json.dumps(document))
+    return folder
+
+
+def setting(path: str, value: Any) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        node: Any = document
+        *parents, last = path.split(".")
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        node[int(last) if isinstance(node, list) else last] = value
+
+    return edit
+
+
+V3 = [
+    ("9 zarr_format", "zarr_format", 4, "unsupported zarr_format 4"),
+    ("10 negative", "shape", [-1, 50], r"shape\[0\] = -1"),
+    ("11 float", "shape", [40.5, 50], "shape must be integers"),
+    ("11 string", "shape", "40", "shape must be integers"),
+    ("12 chunk 0", "chunk_grid.configuration.chunk_shape", [0, 16], r"chunk_shape\[0\] = 0"),
+    ("13 chunk ndim", "chunk_grid.configuration.chunk_shape", [16], "chunk_shape has 1 dims, shape 2"),
+    ("15 huge chunk", "chunk_grid.configuration.chunk_shape", [10**9, 10**9], "chunk larger than max_chunk_bytes"),
+    ("16 empty", "shape", [0, 1024], "array is empty"),
+    ("17 dtype", "data_type", "uint7", "unsupported data_type 'uint7'"),
+    ("18 complex", "data_type", "complex64", "unsupported data_type"),
+    ("20 codec", "codecs", [{"name": "bytes"}, {"name": "evil"}], "codec 'evil' not allowed"),
+    ("21 pickle", "codecs", [{"name": "numcodecs.pickle"}], "codec 'pickle' refused: executes code"),
+    ("35 names", "dimension_names", ["y"], "axes"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in V3], ids=[case[0] for case in V3])
+def test_version_3_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=words):
+        open_volume(str(edited(array(tmp_path / "a"), "zarr.json", setting(path, value))))
+
+
+V2 = [
+    ("18 object", "dtype", "|O", "float32 holds exactly, or --cast"),
+    ("18 structured", "dtype", [["a", "<i4"]], "unsupported data_type"),
+    ("18 string", "dtype", "<U4", "unsupported data_type"),
+    ("20 codec", "compressor", {"id": "evil"}, "codec 'evil' not allowed"),
+    ("21 pickle", "compressor", {"id": "pickle"}, "codec 'pickle' refused: executes code"),
+    ("21 filter", "filters", [{"id": "pickle"}], "codec 'pickle' refused: executes code"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in V2], ids=[case[0] for case in V2])
+def test_version_2_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=words):
+        open_volume(str(edited(array(tmp_path / "a", zarr_format=2), ".zarray", setting(path, value))))
+
+
+DOCUMENTS = [
+    ("4 empty", b"", "metadata is empty"),
+    ("5 truncated", b'{"zarr_format": 3,\n "shape": [', r"metadata is not valid JSON at 2:12"),
+    ("6 list", b"[1, 2]", "metadata must be an object"),
+    ("7 deep", b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "metadata nested too deep"),
+    ("7 deeper than we read", b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", "metadata nested too deep"),
+    ("8 large", b'{"a": "' + b"x" * (2 << 20) + b'"}', "larger than the 1 MiB limit"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), [case[1:] for case in DOCUMENTS], ids=[case[0] for case in DOCUMENTS])
+def test_documents_that_are_no_metadata(data: bytes, words: str, tmp_path: Path) -> None:
+    (array(tmp_path / "a") / "zarr.json").write_bytes(data)
+    with pytest.raises(VolumeError, match=words):
+        open_volume(str(tmp_path / "a"))
+
+
+def test_paths_that_are_no_image(tmp_path: Path) -> None:
+    array(tmp_path / "slide.zarr")
+    with pytest.raises(VolumeError, match=r"input not found: .*did you mean .*slide.zarr"):
+        open_volume(str(tmp_path / "slyde.zarr"))
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(VolumeError, match="unknown format: .*begins with b'hello'"):
+        open_volume(str(tmp_path / "text.png"))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(VolumeError, match=r"no zarr.json, .zarray or .zattrs under .*empty"):
+        open_volume(str(tmp_path / "nothing"))
+    (tmp_path / "broken.tif").write_bytes(b"II*\0" + b"\xff" * 40)
+    with pytest.raises(VolumeError, match="not a readable TIFF|holds no image"):
+        open_volume(str(tmp_path / "broken.tif"))
+    for url, words in [("s3://key:secret@bucket/a", "Credentials"), ("gopher://a/b", "scheme"), ("simplecache::s3://a/b", "Chained")]:
+        with pytest.raises(Exception, match=words) as caught:
+            open_volume(url)
+        assert "secret" not in str(caught.value)
+
+
+def ome(folder: Path) -> Path:
+    group = zarr.open_group(folder, mode="w")
+    group.create_array("0", data=np.ones((40, 50), "u1"), chunks=(16, 16))
+    axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return folder
+
+
+BASE = "attributes.ome.multiscales.0"
+OME = [
+    ("33 outside", f"{BASE}.datasets.0.path", "../../x", "path leaves the group"),
+    ("33 absolute", f"{BASE}.datasets.0.path", "/etc", "path leaves the group"),
+    ("34 absent", f"{BASE}.datasets.0.path", "7", "level 0 '7' missing"),
+    ("35 missing", f"{BASE}.axes", None, "axes: missing"),
+    ("35 twice", f"{BASE}.axes", [{"name": "x"}, {"name": "x"}], "axes: .*twice"),
+    ("35 order", f"{BASE}.axes", [{"name": "x"}, {"name": "y"}], "axes: x, y"),
+    ("36 count", f"{BASE}.axes", [{"name": "z"}, {"name": "y"}, {"name": "x"}], "axes: 3 names, 2 dims"),
+    ("37 zero", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [0, 1.0], "voxel size must be > 0"),
+    ("37 negative", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [-1.0, 1.0], "voxel size must be > 0"),
+    ("37 nan", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [float("nan"), 1.0], "voxel size must be > 0"),
+    ("39 version", "attributes.ome.version", "0.9", 'version "0.9"'),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in OME], ids=[case[0] for case in OME])
+def test_ome_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
+    assert open_volume(str(ome(tmp_path / "a"))).axes == "yx"
+    with pytest.raises(VolumeError, match=words):
+        open_volume(str(edited(tmp_path / "a", "zarr.json", setting(path, value))))
+
+
+def test_a_group_without_multiscales_lists_what_it_holds(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "g", mode="w")
+    ome(tmp_path / "g" / "first")
+    ome(tmp_path / "g" / "second")
+    with pytest.raises(VolumeError, match=r"several images or arrays, name one: .*/first, .*/second"):
+        open_volume(str(tmp_path / "g"))
+
+
+@pytest.mark.parametrize("options", [{}, {"zarr_format": 2}, {"shards": (32, 32)}], ids=["v3", "v2", "sharded"])
+@pytest.mark.parametrize("damage", ["missing", "directory", "empty", "truncated", "flipped", "garbage", "tail"])
+def test_damaged_chunks_are_named_and_never_filled(options: dict[str, Any], damage: str, tmp_path: Path) -> None:
+    from numcodecs import Zstd as Zstd2
+    from zarr.codecs import ZstdCodec
+
+    codec = Zstd2(checksum=True) if options.get("zarr_format") == 2 else ZstdCodec(checksum=True)
+    folder = array(tmp_path / "a", compressors=codec, **options)
+    name = "0.1" if options.get("zarr_format") == 2 else "c/0/1"
+    chunk = folder / name
+    data = bytearray(chunk.read_bytes())
+    intact = open_volume(str(folder)).read(Box((0, 0), (16, 16)))
+    chunk.unlink()
+    if damage == "directory":
+        chunk.mkdir()
+    elif damage != "missing":
+        data[len(data) // 2] ^= 0x10 if damage == "flipped" else 0
+        changed = {"empty": b"", "truncated": data[: len(data) // 2], "garbage": bytes(reversed(data)), "tail": data + b"xyz"}
+        chunk.write_bytes(changed.get(damage, bytes(data)))
+    words = {"missing": "is missing", "directory": "is missing", "empty": "is empty"}.get(damage, "corrupt|checksum mismatch|decoded size")
+    volume = open_volume(str(folder))
+    with pytest.raises(VolumeError, match=rf"chunk {name}.*({words})|({words}).*{name}"):
+        volume.read(Box((0, 0), (20, 50)))
+    if damage in ("missing", "directory"):
+        assert name in volume.missing_chunks()
+        filled = open_volume(str(folder), missing="fill")
+        if damage == "missing":
+            assert not filled.read(Box((0, 32), (16, 40)) if options.get("shards") else Box((0, 16), (16, 32))).any()
+    if not options.get("shards"):
+        np.testing.assert_array_equal(volume.read(Box((0, 0), (16, 16))), intact)
+
+
+def test_a_chunk_that_would_decode_to_more_than_declared_is_refused(tmp_path: Path) -> None:
+    from numcodecs import Zstd
+
+    folder = array(tmp_path / "a", compressors=Zstd(), zarr_format=2)
+    (folder / "0.1").write_bytes(Zstd().encode(bytes(50 << 20)))
+    with pytest.raises(VolumeError, match="decoded size exceeds declared 256 bytes"):
+        open_volume(str(folder)).read(Box((0, 0), (16, 50)))
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("u2", True), ("f2", True), ("f4", True), ("i4", False), ("u8", False), ("f8", False)])
+def test_intensities_beyond_float32_need_cast(dtype: str, exact: bool, tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a", data=np.ones((4, 5), dtype), chunks=(4, 5))
+    volume = open_volume(str(tmp_path / "a"))
+    check_intensity_dtype(volume, cast=True)
+    if exact:
+        check_intensity_dtype(volume, cast=False)
+    else:
+        with pytest.raises(VolumeError, match="or --cast; got"):
+            check_intensity_dtype(volume, cast=False)
+
+
+def test_several_time_points_must_be_chosen(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 255, (3, 2, 4, 8, 9)).astype("u1")
+    zarr.create_array(tmp_path / "a", data=data, chunks=(1, 1, 4, 8, 9))
+    with pytest.raises(VolumeError, match="has 3 time points; choose one with --time 0 to 2"):
+        open_volume(str(tmp_path / "a"))
+    np.testing.assert_array_equal(open_volume(str(tmp_path / "a"), time=2).read(Box.from_shape((4, 8, 9))), data[2])
+
+
+def test_several_series_must_be_chosen(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(np.zeros((8, 9), "u1"))
+        writer.write(np.ones((16, 19), "u2"))
+    with pytest.raises(VolumeError, match="holds 2 images: --series 0"):
+        open_volume(str(tmp_path / "a.tif"))
+    assert open_volume(str(tmp_path / "a.tif"), series=1).shape == (16, 19)
+
+
+def test_a_truncated_tiff_names_the_tile(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 255, (64, 64)).astype("u1"), tile=(16, 16))
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[:-300])
+    with pytest.raises(VolumeError, match="chunk tile 1[45] of page 0 corrupt|not a readable TIFF"):
+        open_volume(str(tmp_path / "a.tif")).read(Box.from_shape((64, 64)))
