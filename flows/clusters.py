@@ -6,6 +6,7 @@ None for this process.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -67,6 +68,7 @@ def serial(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
 def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
     """Worker processes of one thread on this machine, on the loopback interface; one per GPU if there are GPUs."""
     count = min(workers, gpu_count) if gpu_count else workers
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # workers that start and stop as planned are no news
     with dask.config.set(DASK_CONFIG), tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch:
         specs = {
             number: {

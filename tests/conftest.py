@@ -42,7 +42,8 @@ def describe(kind: str = "classes", voxel_size_um: Any = "unknown", **arguments:
         network=NetworkSpec(name="unet", arguments=arguments),
         heads=(Head(kind=kind, name=kind, channels=tuple(range(classes))),),
         classes=tuple(
-            LabelClass(value=first + number, name=f"class {number}", color=COLORS[number % len(COLORS)]) for number in range(classes)
+            LabelClass(value=first + number, name=f"class {number}", color=COLORS[number % len(COLORS)])
+            for number in range(classes)
         ),
         input_channels=tuple(f"channel {number}" for number in range(channels)),
         voxel_size_um=voxel_size_um,

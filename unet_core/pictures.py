@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from skimage.measure import label, regionprops_table
 from skimage.segmentation import find_boundaries
 
 from unet_core.geometry import BlockGrid, Box
@@ -19,7 +20,8 @@ _GAP = 12
 
 
 def draw_outlines(image: Volume, labels: Volume, classes: tuple[LabelName, ...], path: Path) -> Box:
-    """Write a PNG: the whole image with labels outlined, and beside it the densest spot at full resolution, without and with.
+    """Write a PNG: the whole image with labels outlined, and beside it, at full resolution, the place with
+    the most compact objects, without and with.
 
     Args:
         image: two-dimensional, of one or three channels.
@@ -43,7 +45,7 @@ def draw_outlines(image: Volume, labels: Volume, classes: tuple[LabelName, ...],
         for entry in classes:
             if entry.value:
                 share = _shrink((drawn == entry.value)[..., None].astype(np.float32), step)[..., 0]
-                density[_target(block, step, share.shape)] += share
+                _count_compact(drawn == entry.value, block, step, density)
                 shrunk = _paint(shrunk, find_boundaries(share > 0.5, mode="inner"), entry.color)
         overview[_target(block, step, shrunk.shape[:2])] = shrunk.astype(np.uint8)
     close = _densest(density, step, (height, width))
@@ -55,6 +57,15 @@ def draw_outlines(image: Volume, labels: Volume, classes: tuple[LabelName, ...],
             outlined = _paint(outlined, find_boundaries(found == entry.value, mode="inner"), entry.color)
     _save(overview, plain, outlined, close, step, path)
     return close
+
+
+def _count_compact(where: NDArray[np.bool_], block: Box, step: int, density: NDArray[np.float32]) -> None:
+    """Add one to ``density``, on the overview's grid, at the centre of each object without deep bays."""
+    found = regionprops_table(label(where), properties=("centroid", "solidity", "area"))
+    keep = (found["solidity"] > 0.9) & (found["area"] > 20)
+    rows = (found["centroid-0"][keep] + block.start[0]).astype(int) // step
+    columns = (found["centroid-1"][keep] + block.start[1]).astype(int) // step
+    np.add.at(density, (rows, columns), 1.0)
 
 
 def _brightest(image: Volume) -> float:

@@ -128,7 +128,9 @@ def resolve(job: SegmentationJob) -> Planned:
     )
     warnings = []
     if missing := source.volume.missing_chunks():
-        warnings.append(f"{len(missing)} absent chunks are read as background: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.")
+        warnings.append(
+            f"{len(missing)} absent chunks are read as background: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}."
+        )
     if description.voxel_size_um == "unknown":
         warnings.append(
             f"Model '{description.name}' does not state its voxel size; level {source.volume.level} was taken as it is."

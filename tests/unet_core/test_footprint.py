@@ -147,7 +147,9 @@ def one_pass(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float
     return whole[(slice(None), *Box.from_shape(image.shape[1:]).slices())]
 
 
-def blockwise(network: nn.Module, image: NDArray[np.float32], block_shape: tuple[int, ...], mutant: str = "") -> NDArray[np.float32]:
+def blockwise(
+    network: nn.Module, image: NDArray[np.float32], block_shape: tuple[int, ...], mutant: str = ""
+) -> NDArray[np.float32]:
     geometry = footprint(network)
     volume = ArrayVolume(image, axes="cyx" if image.ndim == 3 else "czyx")
     parts = []

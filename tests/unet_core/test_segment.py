@@ -58,10 +58,19 @@ CUTS = [
 
 @pytest.mark.parametrize(("arguments", "shape", "block_shape"), [(a, s, b) for a, s, blocks in CUTS for b in blocks], ids=str)
 def test_any_cut_gives_the_labels_of_one_pass(
-    arguments: dict[str, Any], shape: tuple[int, ...], block_shape: tuple[int, ...], make_model: Maker, make_image: Maker, tmp_path: Path
+    arguments: dict[str, Any],
+    shape: tuple[int, ...],
+    block_shape: tuple[int, ...],
+    make_model: Maker,
+    make_image: Maker,
+    tmp_path: Path,
 ) -> None:
     model, image = make_model(**arguments), make_image(shape)
-    summary = run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=block_shape, probabilities="float32"))
+    summary = run(
+        make_job(
+            image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=block_shape, probabilities="float32"
+        )
+    )
     assert summary.status == "complete"
     logits = expected_logits(model, textured(shape))
     assert logits.std() > 1e-2
@@ -96,7 +105,9 @@ def test_a_wrong_halo_changes_labels(
     assert (labels_of(tmp_path / "out") != expected_logits(model, textured((75, 93))).argmax(0)).any()
 
 
-def test_dask_map_overlap_with_the_same_margins_gives_the_same_labels(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+def test_dask_map_overlap_with_the_same_margins_gives_the_same_labels(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
     model, image = make_model(levels=3), make_image((96, 128))
     run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=(24, 32)))
     package = load_model(model)
@@ -121,7 +132,16 @@ def test_dask_map_overlap_with_the_same_margins_gives_the_same_labels(make_model
 @pytest.mark.parametrize("ngff", ["0.5", "0.4"])
 def test_regions_may_overlap_and_each_is_a_label_image(ngff: str, make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     model, image = make_model("regions", classes=2), make_image((41, 50))
-    run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=(16, 16), probabilities="uint8", ngff=ngff))
+    run(
+        make_job(
+            image=str(image),
+            output=str(tmp_path / "out"),
+            model=str(model),
+            block_shape=(16, 16),
+            probabilities="uint8",
+            ngff=ngff,
+        )
+    )
     logits = expected_logits(model, textured((41, 50)))
     probabilities = torch.from_numpy(logits).sigmoid().numpy()
     stored = np.asarray(zarr.open_array(tmp_path / "out" / "0", mode="r")[...])
@@ -132,9 +152,13 @@ def test_regions_may_overlap_and_each_is_a_label_image(ngff: str, make_model: Ma
         np.testing.assert_array_equal(labels[sure], ((number + 1) * (logits[number] > 0))[sure])
 
 
-def test_bytes_do_not_depend_on_the_order_or_on_running_a_block_twice(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_order_or_on_running_a_block_twice(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
     model, image = make_model(), make_image((60, 70))
-    first, second = (make_job(image=str(image), output=str(tmp_path / name), model=str(model), block_shape=(16, 16)) for name in "ab")
+    first, second = (
+        make_job(image=str(image), output=str(tmp_path / name), model=str(model), block_shape=(16, 16)) for name in "ab"
+    )
     run(first)
     records = list((tmp_path / "a/.unet/ledger/segment").iterdir())
     assert len(records) == 20
@@ -155,14 +179,18 @@ run(make_job(image=sys.argv[1], output=sys.argv[2], model=sys.argv[3], block_sha
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
     model, image = make_model(base=8), make_image((150, 170))
     run(make_job(image=str(image), output=str(tmp_path / "undisturbed"), model=str(model), block_shape=(16, 16)))
     output = tmp_path / "killed"
     random = np.random.default_rng(7)
     kills = 0
     for _ in range(12):
-        child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(image), str(output), str(model)], env=os.environ | {"PYTHONPATH": "."})
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(image), str(output), str(model)], env=os.environ | {"PYTHONPATH": "."}
+        )
         began = time.monotonic()
         while not (output / ledger.PLAN_KEY).exists() and child.poll() is None and time.monotonic() - began < 60:
             time.sleep(0.01)
@@ -219,8 +247,15 @@ def test_output_and_image_never_share_a_place(make_model: Maker, make_image: Mak
             make_job(image=str(image), output=str(output), model="x")
 
 
-def test_a_region_computes_its_blocks_only_and_growing_it_the_new_ones(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
-    base = {"image": str(make_image((300, 64))), "output": str(tmp_path / "out"), "model": str(make_model()), "block_shape": (32, 32)}
+def test_a_region_computes_its_blocks_only_and_growing_it_the_new_ones(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    base = {
+        "image": str(make_image((300, 64))),
+        "output": str(tmp_path / "out"),
+        "model": str(make_model()),
+        "block_shape": (32, 32),
+    }
     part = run(make_job(**base, roi=("0:40,0:20",)))
     assert (part.blocks, part.computed) == (2, 2)
     assert read_status(base["output"]).state == "complete"
@@ -324,9 +359,15 @@ def test_a_corrupt_chunk_fails_its_blocks_by_name_and_no_others(make_model: Make
 
 def test_the_level_is_chosen_by_voxel_size(make_model: Maker, tmp_path: Path) -> None:
     pyramid_image = tmp_path / "source"
-    run(make_job(image=str(_scaled(tmp_path)), output=str(pyramid_image), model=str(make_model(levels=2)), voxel_size_um=(0.25, 0.25)))
+    run(
+        make_job(
+            image=str(_scaled(tmp_path)), output=str(pyramid_image), model=str(make_model(levels=2)), voxel_size_um=(0.25, 0.25)
+        )
+    )
     for size, level in [((0.25, 0.25), 0), ((0.5, 0.52), 1)]:
-        job = make_job(image=str(pyramid_image), output=str(tmp_path / "o"), model=str(make_model(voxel_size_um=size)), missing="fill")
+        job = make_job(
+            image=str(pyramid_image), output=str(tmp_path / "o"), model=str(make_model(voxel_size_um=size)), missing="fill"
+        )
         plan = plan_run(job)
         assert plan.input.level == level
         assert plan.scale == (0.25 * 2**level,) * 2
@@ -347,7 +388,9 @@ def _scaled(tmp_path: Path) -> Path:
 
 def test_block_shapes_off_the_stride_are_refused_with_the_nearest(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     with pytest.raises(GridError, match=r"axis y: 30 .* stride 4; use 28 or 32"):
-        plan_run(make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=str(make_model()), block_shape=(30, 32)))
+        plan_run(
+            make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=str(make_model()), block_shape=(30, 32))
+        )
 
 
 def test_dimensions_and_channels_must_fit_the_model(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

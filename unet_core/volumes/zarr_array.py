@@ -194,7 +194,9 @@ class ZarrVolume(LaidOut):
     def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
         whole = Box.from_shape(self.spatial_shape)
         box = whole if box is None else box.intersect(whole)
-        wanted = dict(zip(self.spatial_axes, zip(box.start, box.stop, strict=True), strict=True)) | {"t": (self._time, self._time + 1)}
+        wanted = dict(zip(self.spatial_axes, zip(box.start, box.stop, strict=True), strict=True)) | {
+            "t": (self._time, self._time + 1)
+        }
         ranges = []
         for axis, size, step in zip(self._disk_axes, self._metadata.shape, self._metadata.object_shape, strict=True):
             first, last = wanted.get(axis, (0, size))

@@ -61,7 +61,11 @@ def test_initial_weights_have_the_variance_of_he() -> None:
     checked = 0
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            incoming = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.in_channels * math.prod(module.kernel_size)
+            incoming = (
+                module.in_channels
+                if isinstance(module, nn.ConvTranspose2d)
+                else module.in_channels * math.prod(module.kernel_size)
+            )
             if module.weight.numel() > 5000:
                 assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / incoming), rel=0.05)
                 checked += 1
@@ -107,7 +111,13 @@ def test_padded_form_agrees_after_a_shift_by_phase_and_only_then(levels: int) ->
 
 def test_anisotropic_kernels_and_poolings_are_used() -> None:
     network = random_network(
-        in_channels=1, classes=2, base=2, levels=3, dims=3, kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), poolings=((1, 2, 2), (2, 2, 2))
+        in_channels=1,
+        classes=2,
+        base=2,
+        levels=3,
+        dims=3,
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        poolings=((1, 2, 2), (2, 2, 2)),
     )
     geometry = footprint(network)
     shape = geometry.legal_shape((1, 1, 1))

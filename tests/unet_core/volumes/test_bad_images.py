@@ -113,7 +113,11 @@ def test_paths_that_are_no_image(tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes(b"II*\0" + b"\xff" * 40)
     with pytest.raises(VolumeError, match="not a readable TIFF|holds no image"):
         open_volume(str(tmp_path / "broken.tif"))
-    for url, words in [("s3://key:secret@bucket/a", "Credentials"), ("gopher://a/b", "scheme"), ("simplecache::s3://a/b", "Chained")]:
+    for url, words in [
+        ("s3://key:secret@bucket/a", "Credentials"),
+        ("gopher://a/b", "scheme"),
+        ("simplecache::s3://a/b", "Chained"),
+    ]:
         with pytest.raises(Exception, match=words) as caught:
             open_volume(url)
         assert "secret" not in str(caught.value)
@@ -178,7 +182,9 @@ def test_damaged_chunks_are_named_and_never_filled(options: dict[str, Any], dama
         data[len(data) // 2] ^= 0x10 if damage == "flipped" else 0
         changed = {"empty": b"", "truncated": data[: len(data) // 2], "garbage": bytes(reversed(data)), "tail": data + b"xyz"}
         chunk.write_bytes(changed.get(damage, bytes(data)))
-    words = {"missing": "is missing", "directory": "is missing", "empty": "is empty"}.get(damage, "corrupt|checksum mismatch|decoded size")
+    words = {"missing": "is missing", "directory": "is missing", "empty": "is empty"}.get(
+        damage, "corrupt|checksum mismatch|decoded size"
+    )
     volume = open_volume(str(folder))
     with pytest.raises(VolumeError, match=rf"chunk {name}.*({words})|({words}).*{name}"):
         volume.read(Box((0, 0), (20, 50)))
@@ -200,7 +206,9 @@ def test_a_chunk_that_would_decode_to_more_than_declared_is_refused(tmp_path: Pa
         open_volume(str(folder)).read(Box((0, 0), (16, 50)))
 
 
-@pytest.mark.parametrize(("dtype", "exact"), [("u2", True), ("f2", True), ("f4", True), ("i4", False), ("u8", False), ("f8", False)])
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [("u2", True), ("f2", True), ("f4", True), ("i4", False), ("u8", False), ("f8", False)]
+)
 def test_intensities_beyond_float32_need_cast(dtype: str, exact: bool, tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a", data=np.ones((4, 5), dtype), chunks=(4, 5))
     volume = open_volume(str(tmp_path / "a"))

@@ -56,7 +56,11 @@ def test_zarr_arrays(zarr_format: int, sharded: bool, tmp_path: Path) -> None:
         return
     data = np.random.default_rng(0).integers(0, 60000, (3, 41, 53)).astype(">u2" if zarr_format == 2 else "u2")
     zarr.create_array(
-        tmp_path / "a", data=data, chunks=(1, 8, 16), shards=(3, 16, 32) if sharded else None, zarr_format=zarr_format  # type: ignore[arg-type]
+        tmp_path / "a",
+        data=data,
+        chunks=(1, 8, 16),
+        shards=(3, 16, 32) if sharded else None,
+        zarr_format=zarr_format,  # type: ignore[arg-type]
     )
     volume = open_volume(str(tmp_path / "a"))
     assert (volume.axes, volume.shape, volume.dtype, volume.chunk_shape) == ("zyx", (3, 41, 53), np.dtype("u2"), (1, 8, 16))
@@ -82,9 +86,14 @@ def test_ome_zarr_levels_scale_and_axes(axes: str, version: str, tmp_path: Path)
         move = [7.0 if axis in steps else 0.0 for axis in axes]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": move}]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    named = [{"name": axis, "type": "space" if axis in steps else "channel"} | ({"unit": "millimeter"} if axis in steps else {}) for axis in axes]
+    named = [
+        {"name": axis, "type": "space" if axis in steps else "channel"} | ({"unit": "millimeter"} if axis in steps else {})
+        for axis in axes
+    ]
     multiscales = [{"version": version, "axes": named, "datasets": datasets}]
-    group.attrs.update({"multiscales": multiscales} if version == "0.4" else {"ome": {"version": "0.5", "multiscales": multiscales}})
+    group.attrs.update(
+        {"multiscales": multiscales} if version == "0.4" else {"ome": {"version": "0.5", "multiscales": multiscales}}
+    )
     volume = open_volume(str(tmp_path / "i"), 1)
     spatial = axes.replace("t", "").replace("c", "")
     assert volume.axes == axes.removeprefix("t")
@@ -101,8 +110,18 @@ TIFFS: list[tuple[str, tuple[int, ...], dict[str, Any], str]] = [
     ("lzw-rgb", (41, 53, 3), {"photometric": "rgb", "tile": (16, 16), "compression": "lzw"}, "cyx"),
     ("planar", (3, 41, 53), {"photometric": "rgb", "planarconfig": "separate", "tile": (16, 16)}, "cyx"),
     ("stack", (5, 41, 53), {"photometric": "minisblack"}, "zyx"),
-    ("ome", (2, 5, 41, 53), {"ome": True, "metadata": {"axes": "CZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}}, "czyx"),
-    ("imagej", (5, 41, 53), {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}}, "zyx"),
+    (
+        "ome",
+        (2, 5, 41, 53),
+        {"ome": True, "metadata": {"axes": "CZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}},
+        "czyx",
+    ),
+    (
+        "imagej",
+        (5, 41, 53),
+        {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}},
+        "zyx",
+    ),
     ("big", (41, 53), {"bigtiff": True, "rowsperstrip": 7}, "yx"),
 ]
 
@@ -143,7 +162,10 @@ def test_png_modes(mode: str, tmp_path: Path) -> None:
         "L": (Image.fromarray(gray), gray),
         "RGB": (Image.fromarray(colour), np.moveaxis(colour, -1, 0)),
         "RGBA": (Image.fromarray(np.dstack([colour, gray])), np.moveaxis(np.dstack([colour, gray]), -1, 0)),
-        "P": (Image.fromarray(colour).quantize(16), np.moveaxis(np.asarray(Image.fromarray(colour).quantize(16).convert("RGB")), -1, 0)),
+        "P": (
+            Image.fromarray(colour).quantize(16),
+            np.moveaxis(np.asarray(Image.fromarray(colour).quantize(16).convert("RGB")), -1, 0),
+        ),
         "I;16": (Image.fromarray(gray.astype("u2") * 200), gray.astype("u2") * 200),
         "1": (Image.fromarray(gray > 127), (gray > 127) * np.uint8(255)),
     }
@@ -213,12 +235,16 @@ def test_files_of_other_tools_open_or_are_refused_in_one_line(path: Path) -> Non
 @needs_data
 def test_codecs_and_orders_of_other_tools_give_the_same_voxels() -> None:
     examples = DATA / "omezarr" / "zarr_implementations" / "examples" / "zarr.zr"
-    arrays = [open_volume(str(folder)).to_dask().compute(scheduler="synchronous") for folder in examples.iterdir() if folder.is_dir()]
+    arrays = [
+        open_volume(str(folder)).to_dask().compute(scheduler="synchronous") for folder in examples.iterdir() if folder.is_dir()
+    ]
     assert len(arrays) > 2
     assert all((array == arrays[0]).all() for array in arrays)
     assert arrays[0].std() > 0
     orders = DATA / "omezarr" / "n5-zarr" / "examples" / "dimensionOrder.zarr"
-    first, second = (open_volume(str(orders / name)).to_dask().compute(scheduler="synchronous") for name in ("c-order", "f-order"))
+    first, second = (
+        open_volume(str(orders / name)).to_dask().compute(scheduler="synchronous") for name in ("c-order", "f-order")
+    )
     np.testing.assert_array_equal(first, second)
 
 
