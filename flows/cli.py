@@ -361,3 +361,7 @@ def _fail(error: Exception, code: int) -> int:
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
     print(f"unet: {text or type(error).__name__}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

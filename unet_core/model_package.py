@@ -157,7 +157,7 @@ def save_model(path: str | Path, network: nn.Module, description: ModelDescripti
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     _check_finite(state, str(path))
-    _check_state(networks.build(description.network.name, **description.network.arguments), state, str(path))
+    _check_state(_build_without_memory(description.network, str(path)), state, str(path))
     weights = safetensors.torch.save(state)
     record = description.model_dump(mode="json") | {
         "schema": SCHEMA,
@@ -240,10 +240,10 @@ def load_model(path: str | Path) -> ModelPackage:
     url = model_url(str(path))
     description, stated = read_description(url)
     state = _read_weights(url, stated)
-    network = networks.build(description.network.name, **description.network.arguments)
+    network = _build_without_memory(description.network, url)
     _check_state(network, state, url)
     _check_finite(state, url)
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
     network.eval().requires_grad_(False)
     decisive = description.model_dump(mode="json", exclude={"name", "provenance"}) | {"weights": stated.sha256}
     sha256 = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -308,6 +308,17 @@ def _check_description(description: ModelDescription, url: str) -> None:
     normalisation = description.normalisation
     if isinstance(normalisation, FixedNormalisation) and {len(normalisation.offset), len(normalisation.scale)} != {channels}:
         raise ModelPackageError(f"{url}: normalisation has {len(normalisation.offset)} offsets for {channels} channels.")
+
+
+def _build_without_memory(spec: NetworkSpec, url: str) -> nn.Module:
+    """The network with shapes but no values, so that absurd arguments cost nothing."""
+    try:
+        with torch.device("meta"):
+            return networks.build(spec.name, **spec.arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
+        raise ModelPackageError(
+            f"Network '{spec.name}' of {url} cannot be built from {spec.arguments}: {str(error)[:200]}."
+        ) from error
 
 
 def _check_state(network: nn.Module, state: Mapping[str, Tensor], url: str) -> None:

@@ -1,0 +1,121 @@
+"""The flow against a real Prefect server: state, task runs, progress and artifacts, and cancelling nothing of the bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unet_core.test_segment import digest
+from unet_core.job import make_job
+from unet_core.segment import run
+
+Maker = Callable[..., Path]
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ask(api: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{api}{path}", data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """`prefect server start` on a free port, with a database of its own; yields the environment of its clients."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    api = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            ask(api, "/health")
+            break
+        except OSError:
+            assert process.poll() is None, "the server ended while it started"
+            assert time.monotonic() < deadline, "the server did not answer in 120 s"
+            time.sleep(0.5)
+    yield environment | {"PREFECT_API_URL": api}
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def unet(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *(str(argument) for argument in arguments)],
+        env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_flow_run_on_a_real_server_is_complete_and_visible(
+    server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    image, model = make_image((150, 130)), make_model()
+    done = unet(server, "segment", image, tmp_path / "out", "--model", model, "--block-shape", "32,32", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "complete"
+    api = server["PREFECT_API_URL"]
+    runs = ask(api, "/flow_runs/filter", {"flows": {"name": {"any_": ["segment-volume"]}}})
+    assert [entry["state_type"] for entry in runs] == ["COMPLETED"]
+    assert runs[0]["name"] == f"{image.name} with {model.name}"
+    tasks = ask(api, "/task_runs/filter", {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}})
+    assert 1 < len(tasks) <= 60
+    assert {entry["state_type"] for entry in tasks} == {"COMPLETED"}
+    artifacts = {entry["key"]: entry for entry in ask(api, "/artifacts/filter", {})}
+    assert set(artifacts) == {"segmentation-progress", "segmentation-batches", "segmentation-summary"}
+    assert artifacts["segmentation-progress"]["data"] == 100
+    logs = ask(api, "/logs/filter", {"logs": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
+    assert any("segment block" in entry["message"] for entry in logs)
+    run(make_job(image=str(image), output=str(tmp_path / "serial"), model=str(model), block_shape=(32, 32)))
+    assert digest(tmp_path / "out") == digest(tmp_path / "serial")
+
+
+def test_a_run_with_failed_blocks_is_red(server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    image = make_image((40, 150), chunks=(40, 75))
+    chunk = image / "c" / "0" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    done = unet(
+        server, "segment", image, tmp_path / "out", "--model", make_model(), "--block-shape", "16,16", "--cluster", "serial"
+    )
+    assert done.returncode == 3, done.stderr[-2000:]
+    runs = ask(server["PREFECT_API_URL"], "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert runs[0]["state_type"] == "FAILED"
+
+
+def test_bad_input_never_reaches_the_server(server: dict[str, str], make_model: Maker, tmp_path: Path) -> None:
+    before = ask(server["PREFECT_API_URL"], "/flow_runs/count", {})
+    done = unet(server, "segment", tmp_path / "no.zarr", tmp_path / "out", "--model", make_model())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert ask(server["PREFECT_API_URL"], "/flow_runs/count", {}) == before
+
+
+def test_the_demonstration_runs_without_any_server(tmp_path: Path) -> None:
+    done = unet({"PREFECT_API_URL": ""}, "demo", tmp_path / "demo", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["status"] == "complete"
+    assert 0.03 < summary["label_voxels"]["nucleus"] / (2967 * 2220) < 0.15
+    assert Path(summary["picture"]).stat().st_size > 100_000
+    again = unet({"PREFECT_API_URL": ""}, "demo", tmp_path / "demo", "--json")
+    assert json.loads(again.stdout.splitlines()[-1])["computed"] == 0

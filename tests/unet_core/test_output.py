@@ -1,0 +1,114 @@
+"""The output as other programs see it, and its pyramid against brute force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaozarrs
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import textured
+from unet_core.job import make_job
+from unet_core.output import downsample
+from unet_core.plan import pyramid
+from unet_core.segment import run
+from unet_core.volumes import open_volume
+
+Maker = Callable[..., Path]
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 7), min_size=2, max_size=3), st.data())
+def test_coarser_levels_are_mean_and_mode_by_brute_force(seed: int, shape: list[int], data: st.DataObject) -> None:
+    values = np.random.default_rng(seed).integers(0, 4, shape).astype("u1") * np.uint8(60)
+    factor = tuple(data.draw(st.integers(1, 3)) for _ in shape)
+    mean, mode = downsample(values, factor, "map"), downsample(values, factor, "labels")
+    for position in np.ndindex(*mean.shape):
+        cell = values[tuple(slice(p * f, (p + 1) * f) for p, f in zip(position, factor, strict=True))]
+        found, counts = np.unique(cell, return_counts=True)
+        assert mode[position] == found[counts.argmax()]
+        assert abs(int(mean[position]) - cell.mean()) <= 0.5
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+@pytest.mark.parametrize(
+    ("kind", "probabilities"), [("classes", "none"), ("classes", "float32"), ("regions", "uint8"), ("regions", "none")]
+)
+def test_the_output_is_a_valid_ome_zarr(
+    ngff: Any, kind: str, probabilities: Any, make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(
+        make_job(
+            image=str(make_image((300, 270))), output=str(out), model=str(make_model(kind)), ngff=ngff, probabilities=probabilities,
+            block_shape=(128, 128), voxel_size_um=(0.5, 0.25),
+        )
+    )  # fmt: skip
+    yaozarrs.validate_zarr_store(out)
+    attributes = json.loads((out / ("zarr.json" if ngff == "0.5" else ".zattrs")).read_text())
+    multiscale = (attributes["attributes"]["ome"] if ngff == "0.5" else attributes)["multiscales"][0]
+    assert [axis["name"] for axis in multiscale["axes"]] == (["c"] if probabilities != "none" or kind == "regions" else []) + [
+        "y",
+        "x",
+    ]
+    assert multiscale["datasets"][0]["coordinateTransformations"][0]["scale"][-2:] == [0.5, 0.25]
+    for path in ("", *(f"labels/{name.name}" for name in (out / "labels").iterdir() if name.is_dir())):
+        yaozarrs.validate_zarr_store(out / path)
+        volume = open_volume(str(out / path), missing="fill")
+        assert volume.voxel_size == (0.5, 0.25)
+        assert len(volume.levels) > 1
+        stored = volume.to_dask().compute(scheduler="synchronous")
+        coarser = open_volume(str(out / path), 1, missing="fill").to_dask().compute(scheduler="synchronous")
+        np.testing.assert_array_equal(coarser, downsample(stored, (1, 2), "labels" if path else "image"))
+    label_names = sorted(name.name for name in (out / "labels").iterdir() if name.is_dir())
+    assert label_names == (["classes"] if kind == "classes" else ["class_0", "class_1", "class_2"])
+
+
+def test_shards_hold_whole_blocks_with_checksums(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    run(
+        make_job(image=str(make_image((300, 270))), output=str(tmp_path / "out"), model=str(make_model()), block_shape=(128, 128))
+    )
+    metadata = json.loads((tmp_path / "out/labels/classes/0/zarr.json").read_text())
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [128, 128]
+    sharding = metadata["codecs"][0]
+    assert sharding["name"] == "sharding_indexed"
+    assert {"name": "zstd", "configuration": {"level": 3, "checksum": True}} in sharding["configuration"]["codecs"]
+    shard = tmp_path / "out/labels/classes/0/c/1/1"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(Exception, match="(?i)checksum|corrupt"):
+        zarr.open_array(tmp_path / "out/labels/classes/0", mode="r")[128:256, 128:256]
+
+
+def test_napari_reads_image_and_labels(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    from napari_ome_zarr import napari_get_reader
+
+    out = tmp_path / "out.zarr"
+    run(
+        make_job(
+            image=str(make_image((300, 270))), output=str(out), model=str(make_model()), voxel_size_um=(0.5, 0.5), ngff="0.4"
+        )
+    )
+    reader = napari_get_reader(str(out))
+    assert reader is not None
+    layers = reader(str(out))
+    kinds = [layer[2] for layer in layers]
+    assert "image" in kinds
+    assert "labels" in kinds
+    found = np.asarray(layers[kinds.index("labels")][0][0])
+    expected = np.asarray(zarr.open_array(out / "labels/classes/0", mode="r")[...])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_pyramids_of_anisotropic_volumes_become_isotropic() -> None:
+    levels = pyramid((50, 2000, 1500), (0.05, 0.004, 0.004))
+    assert [level.factor for level in levels[1:]] == [(1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    assert [level.shape for level in levels] == [(50, 2000, 1500), (50, 1000, 750), (50, 500, 375), (50, 250, 188)]
+    assert textured((4, 4)).shape == (4, 4)
