@@ -342,7 +342,7 @@ def _print_json(value: Any) -> None:
 def main() -> None:
     """Entry point: one line and an exit code instead of a traceback, unless ``--debug``."""
     try:
-        code = app(exit_on_error=False, print_error=False)
+        code = app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value") or 0
     except CycloptsError as error:
         code = _fail(error, _BAD_INPUT)
     except KeyboardInterrupt:

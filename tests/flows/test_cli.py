@@ -63,7 +63,7 @@ BAD: list[tuple[str, tuple[str, ...], str]] = [
     ("block off the stride", ("--block-shape", "30,32"), "use 28 or 32"),
     ("block of other axes", ("--block-shape", "4,32,32"), "has 3 axes"),
     ("block of letters", ("--block-shape", "a,b"), "write numbers"),
-    ("negative voxel size", ("--voxel-size", "-1,1"), "greater than 0"),
+    ("negative voxel size", ("--voxel-size=-1,1",), "greater than 0"),
     ("voxel size of other axes", ("--voxel-size", "1,1,1"), "give one an axis"),
     ("region outside", ("--roi", "900:950,0:10"), "covers nothing"),
     ("region of letters", ("--roi", "all"), "is not a box"),

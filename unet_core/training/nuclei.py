@@ -153,9 +153,10 @@ def calibrate(network: torch.nn.Module, images: list[Annotated]) -> float:
             predicted = margin + offset > 0
             hits[position] += np.count_nonzero(predicted & truth)
             unions[position] += np.count_nonzero(predicted | truth)
+    head: Any = network.head
     best = float(offsets[int((hits / unions).argmax())])
     with torch.no_grad():
-        network.head.bias[1] += best  # type: ignore[union-attr, index]
+        head.bias[1] += best
     return best
 
 

@@ -138,10 +138,10 @@ class TiffVolume(LaidOut):
     def _read_page(self, number: int, plane: Box) -> NDArray[Any]:
         if self._mapped is not None:
             return np.array(self._mapped[number][plane.slices()])[None]
-        page = self._series.pages[number]
+        page: Any = self._series.pages[number]
         if page is None:
             raise ChunkError(f"chunk page {number} is missing in {self.url}; the file is incomplete.")
-        keyframe = page.keyframe
+        keyframe: Any = page.keyframe
         samples = keyframe.samplesperpixel
         out = np.zeros((samples, *plane.shape), dtype=self.dtype)
         height, width = _segment_shape(keyframe)
