@@ -77,6 +77,7 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
                     "nthreads": 1,
                     "host": "127.0.0.1",
                     "dashboard": False,
+                    "silence_logs": logging.ERROR,
                     "local_directory": scratch,
                     "env": worker_environment(number if gpu_count else None, threads=1),
                     "resources": {"GPU": 1} if gpu_count else {},

@@ -20,7 +20,6 @@ DASK_CONFIG = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.no-workers-timeout": "10m",
     "distributed.scheduler.worker-ttl": "2m",
-    "logging.distributed": "error",
 }
 
 
@@ -58,7 +57,6 @@ def use_ephemeral_prefect(home: Path) -> None:
 def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:
     """Variables of one worker process: its GPU, and how many threads its libraries may start."""
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    variables["DASK_LOGGING__DISTRIBUTED"] = "error"
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
     return variables
