@@ -99,6 +99,9 @@ class Predictor:
 
 def load_predictor(package: ModelPackage, device: str, precision: Literal["float32", "bfloat16"], threads: int) -> Predictor:
     """Put a model on a device, channels last; the package's own network is left as it is."""
+    # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     network: Any = copy.deepcopy(package.network).to(device=device, dtype=_PRECISIONS[precision])
     network = network.to(memory_format=_CHANNELS_LAST[package.dims])
     return Predictor(network.eval(), device, _PRECISIONS[precision], package.dims, threads)
