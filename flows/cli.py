@@ -9,108 +9,35 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
 from flows import settings
+from flows.options import Flag, RunOptions
+from unet_core import __version__
 
-app = App(name="unet", help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.")
+app = App(
+    name="unet",
+    version=__version__,
+    help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
+)
 model_app = App(name="model", help="Look at one model.")
 app.command(model_app)
-
-Flag = Annotated[bool, Parameter(negative="")]
-Regions = Annotated[
-    tuple[str, ...], Parameter(help="Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated.", negative="")
-]
-Sizes = Annotated[str | None, Parameter(help="Voxels along (z,) y, x, e.g. 512,512.")]
-VoxelSize = Annotated[str | None, Parameter(help="Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5.")]
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 
 
-def _job(
-    image: str, output: str, model: str, roi: tuple[str, ...], voxel_size: str | None, block_shape: str | None, **options: Any
-) -> Any:
-    from unet_core.job import make_job
-
-    return make_job(
-        image=image,
-        output=output,
-        model=model,
-        roi=roi,
-        voxel_size_um=_numbers("voxel-size", voxel_size, float),
-        block_shape=_numbers("block-shape", block_shape, int),
-        **options,
-    )
-
-
-def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
-    from unet_core.errors import JobError
-
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise JobError(f"--{option} is '{text}'; write numbers with commas, one an axis.") from None
-
-
 @app.command
-def segment(
-    image: str,
-    output: str,
-    *,
-    model: str,
-    level: int | None = None,
-    series: int | None = None,
-    time: int | None = None,
-    voxel_size: VoxelSize = None,
-    roi: Regions = (),
-    cluster: str = "local",
-    workers: int = 2,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 1,
-    probabilities: Literal["none", "uint8", "float32"] = "none",
-    block_shape: Sizes = None,
-    ngff: Literal["0.5", "0.4"] = "0.5",
-    missing: Literal["error", "fill"] = "error",
-    cast: Flag = False,
-    memory_gib: float = 4.0,
-    flow: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,
-) -> int:
+def segment(image: str, output: str, options: RunOptions) -> int:
     """Segment an image; run it again to resume.
 
-    Parameters
-    ----------
-    image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
-    output: Where the OME-Zarr result goes.
-    model: Folder of a model package, or the name of a bundled model (see `unet models`).
-    level: Resolution of a pyramid; chosen by voxel size unless told.
-    series: Which image of a file with several.
-    time: Which time point of an image with several.
-    cluster: serial, local, or the address of a dask scheduler (tcp://HOST:PORT).
-    workers: Processes that `local` starts.
-    device: auto, cpu, cuda or cuda:N.
-    precision: Of the network's arithmetic.
-    threads: CPU threads of one forward pass.
-    probabilities: Keep the probabilities too.
-    ngff: Version of OME-Zarr to write.
-    missing: What absent chunks of the image mean.
-    cast: Allow intensities that float32 does not hold exactly.
-    memory_gib: Memory that one worker may use for a block.
-    flow: Run as a Prefect flow even when no Prefect API is configured.
-    json: Print a machine-readable last line.
-    debug: Show tracebacks.
+    Args:
+        image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
+        output: Where the OME-Zarr result goes.
     """
-    job = _job(
-        image, output, model, roi, voxel_size, block_shape, level=level, series=series, time=time, device=device, precision=precision,
-        threads=threads, probabilities=probabilities, ngff=ngff, missing=missing, cast=cast, memory_gib=memory_gib,
-    )  # fmt: skip
-    return _segment(job, cluster, workers, flow or settings.prefect_api_is_configured(), json)
+    as_flow = options.flow or settings.prefect_api_is_configured()
+    return _segment(options.job(image, output), options.cluster, options.workers, as_flow, options.json)
 
 
 def _segment(job: Any, cluster: str, workers: int, as_flow: bool, as_json: bool) -> int:
@@ -160,43 +87,19 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 @app.command
-def plan(
-    image: str,
-    output: str,
-    *,
-    model: str,
-    level: int | None = None,
-    series: int | None = None,
-    time: int | None = None,
-    voxel_size: VoxelSize = None,
-    roi: Regions = (),
-    cluster: str = "local",
-    workers: int = 2,
-    device: str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    threads: int = 1,
-    probabilities: Literal["none", "uint8", "float32"] = "none",
-    block_shape: Sizes = None,
-    ngff: Literal["0.5", "0.4"] = "0.5",
-    missing: Literal["error", "fill"] = "error",
-    cast: Flag = False,
-    memory_gib: float = 4.0,
-    flow: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,
-) -> int:
-    """Show what `segment` with the same arguments would do; runs and writes nothing."""
+def plan(image: str, output: str, options: RunOptions) -> int:
+    """Show what `segment` with the same arguments would do; runs and writes nothing.
+
+    Args:
+        image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
+        output: Where the OME-Zarr result would go.
+    """
     from flows.run import check_job
 
-    job = _job(
-        image, output, model, roi, voxel_size, block_shape, level=level, series=series, time=time, device=device, precision=precision,
-        threads=threads, probabilities=probabilities, ngff=ngff, missing=missing, cast=cast, memory_gib=memory_gib,
-    )  # fmt: skip
-    planned = check_job(job, cluster, workers)
-    facts = planned.facts()
+    facts = check_job(options.job(image, output), options.cluster, options.workers).facts()
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):>16}  {value}")
-    if json:
+    if options.json:
         _print_json(facts)
     return 0
 
@@ -230,15 +133,14 @@ def train(
 ) -> int:
     """Train a nucleus model from a folder like that of the 2018 Data Science Bowl.
 
-    Parameters
-    ----------
-    data: Folder with index.json, images/NAME.png and labels/NAME.tif (instance ids).
-    out: Where the model package goes.
-    modality: Which images of the index to train on.
-    steps: Of the optimiser.
-    seed: Of split, weights, crops and augmentation.
-    json: Print a machine-readable last line.
-    debug: Show tracebacks.
+    Args:
+        data: Folder with index.json, images/NAME.png and labels/NAME.tif (instance ids).
+        out: Where the model package goes.
+        modality: Which images of the index to train on.
+        steps: Of the optimiser.
+        seed: Of split, weights, crops and augmentation.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
     """
     from unet_core.training.nuclei import train_nuclei
 
@@ -313,12 +215,11 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
 def demo(output: Path = Path("unet-demo"), *, workers: int = 2, json: Flag = False, debug: Flag = False) -> int:
     """Segment the nuclei of a bundled whole slide with a bundled model, as a Prefect flow on local workers.
 
-    Parameters
-    ----------
-    output: Folder for the result and its picture; run it again to resume.
-    workers: Processes.
-    json: Print a machine-readable last line.
-    debug: Show tracebacks.
+    Args:
+        output: Folder for the result and its picture; run it again to resume.
+        workers: Processes.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
     """
     from flows.demo import prepare_demo, show_demo
 

@@ -5,48 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.errors import VolumeError
-from unet_core.geometry import Box
+from unet_core.errors import ResumeError, VolumeError
+from unet_core.geometry import Box, Shape
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
 
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
     from unet_core.model_package import ModelDescription
+    from unet_core.plan import Plan
 
 LEVEL_TOLERANCE = 0.1  # a level whose voxels differ by less than this from the model's is taken
 _UNIT_UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4, "centimeter": 1e4}
 
 
 @dataclass(frozen=True)
-class Input:
-    """A volume with the geometry that the plan works in.
+class Source:
+    """A volume as the network sees it.
 
     Args:
         volume: the opened image at the chosen level.
         axes: spatial axes that the network sees; a z axis of one section is left out for 2D networks.
-        voxel_size: along ``axes`` in micrometre, or None when unknown.
-        scale: what the output states, along ``axes``, in ``unit``.
-        translation: likewise.
-        unit: of both, or None.
     """
 
     volume: Volume
     axes: str
-    voxel_size: tuple[float, ...] | None
-    scale: tuple[float, ...]
-    translation: tuple[float, ...]
-    unit: str | None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def spatial_shape(self) -> Shape:
         return self.volume.spatial_shape[-len(self.axes) :]
-
-    @property
-    def spatial_shape(self) -> tuple[int, ...]:
-        return self.shape
 
     @property
     def channel_count(self) -> int:
@@ -54,15 +42,35 @@ class Input:
 
     def missing_chunks(self, box: Box) -> tuple[str, ...]:
         """Keys of absent chunks of the image that ``box``, which may hang over, meets; its mirrored part needs no others."""
-        lead = len(self.volume.spatial_axes) - len(self.axes)
-        return self.volume.missing_chunks(Box((0,) * lead + box.start, (1,) * lead + box.stop))
+        return self.volume.missing_chunks(self._in_volume(box))
 
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of ``box`` (over ``axes``), of shape (C, *box.shape)."""
-        if len(self.axes) == len(self.volume.spatial_axes):
-            return self.volume.read(box)
-        section: NDArray[Any] = self.volume.read(Box((0, *box.start), (1, *box.stop)))[:, 0]
-        return section
+        values = self.volume.read(self._in_volume(box))
+        return values.reshape(len(values), *box.shape)
+
+    def _in_volume(self, box: Box) -> Box:
+        lead = len(self.volume.spatial_axes) - len(self.axes)
+        return Box((0,) * lead + box.start, (1,) * lead + box.stop)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source with the lengths that the output states.
+
+    Args:
+        source: what is read.
+        voxel_size: along the source's axes in micrometre, or None when unknown.
+        scale: what the output states, along the source's axes, in ``unit``.
+        translation: likewise.
+        unit: of both, or None.
+    """
+
+    source: Source
+    voxel_size: tuple[float, ...] | None
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    unit: str | None
 
 
 def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Input:
@@ -76,28 +84,45 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     Raises:
         VolumeError: if the image does not fit the model, with both values and what to do.
     """
-    level = choose_level(job, model, dims)
-    volume = open_volume(job.image, level, series=job.series, time=job.time, missing=job.missing)
+    volume = _open(job, choose_level(job, model, dims))
     axes = _network_axes(volume, dims, model.name)
     if volume.channel_count != len(model.input_channels):
+        wanted = len(model.input_channels)
+        remedy = "choose a model for this kind of image"
+        if job.channels is None and volume.channel_count > wanted:
+            remedy = f"choose which with --channels, e.g. --channels {','.join(str(number) for number in range(wanted))}"
         raise VolumeError(
-            f"model wants {len(model.input_channels)} channels ({', '.join(model.input_channels)}), image has {volume.channel_count}: "
-            f"{job.image}; choose a model for this kind of image."
+            f"model wants {wanted} channels ({', '.join(model.input_channels)}), image has {volume.channel_count}: {job.image}; {remedy}."
         )
     check_intensity_dtype(volume, job.cast)
-    if min(volume.shape) < 1:
-        raise VolumeError(f"array is empty: {job.image} has shape {volume.shape}.")
-    if job.missing == "error" and (missing := volume.missing_chunks()):
-        raise VolumeError(
-            f"chunk {missing[0]} is missing ({len(missing)} in all) in {job.image}; use --missing fill to read absent chunks as background."
-        )
     keep = len(axes)
+    source = Source(volume, axes)
     stated = _stated_voxel_size(job, volume)
     if stated is not None:
         size = stated[-keep:]
         translation = _in_um(volume.translation, volume.unit)[-keep:] if volume.voxel_size else (0.0,) * keep
-        return Input(volume, axes, size, size, translation, "micrometer")
-    return Input(volume, axes, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
+        return Input(source, size, size, translation, "micrometer")
+    return Input(source, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
+
+
+def reopen(image_url: str, plan: Plan) -> Source:
+    """Open the image of a plan again, as it was planned.
+
+    Raises:
+        ResumeError: if it is no longer what it was.
+    """
+    planned = plan.input
+    volume = open_volume(
+        image_url,
+        planned.level,
+        series=planned.series,
+        time=planned.time,
+        channels=planned.channels,
+        missing=planned.missing,
+    )
+    if volume.fingerprint() != planned.fingerprint or volume.shape != planned.shape:
+        raise ResumeError(f"Image {image_url} has changed since it was planned; start again with a new output.")
+    return Source(volume, plan.spatial_axes)
 
 
 def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> int:
@@ -106,7 +131,7 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
     Raises:
         VolumeError: if none fits, or the image does not say its voxel size while the model needs one.
     """
-    volume = open_volume(job.image, job.level or 0, series=job.series, time=job.time, missing=job.missing)
+    volume = _open(job, job.level or 0)
     if job.level is not None or model.voxel_size_um == "unknown":
         return job.level or 0
     wanted = model.voxel_size_um
@@ -133,6 +158,10 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
         f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
         "choose one with --level, or correct the image's voxel size with --voxel-size."
     )
+
+
+def _open(job: SegmentationJob, level: int) -> Volume:
+    return open_volume(job.image, level, series=job.series, time=job.time, channels=job.channels, missing=job.missing)
 
 
 def _stated_voxel_size(job: SegmentationJob, volume: Volume) -> tuple[float, ...] | None:
@@ -170,20 +199,3 @@ def _in_um(values: tuple[float, ...], unit: str | None) -> tuple[float, ...]:
 
 def _um(size: tuple[float, ...]) -> str:
     return " x ".join(f"{step:.4g}" for step in size) + " um"
-
-
-def percentiles(source: Input, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentiles of each channel over the whole image, or over every n-th region of an image of more than 2**27 voxels.
-
-    The regions follow from shape and chunks alone, so that planning again gives the same numbers.
-    """
-    from unet_core.geometry import BlockGrid
-
-    limit = 1 << 27
-    side = 2048 if len(source.axes) == 2 else 160
-    grid = BlockGrid(source.shape, tuple(min(side, size) for size in source.shape))
-    step = max(1, -(-Box.from_shape(source.shape).voxel_count // limit))
-    parts = [source.read(grid.block(index)).reshape(source.channel_count, -1) for index in range(0, grid.block_count, step)]
-    values = np.concatenate(parts, axis=1)
-    found = np.percentile(values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values, [low, high], axis=1)
-    return found[0].astype(np.float64), found[1].astype(np.float64)

@@ -27,6 +27,12 @@ class SegmentationJob(BaseModel):
     level: int | None = Field(None, ge=0, title="Level", description="Resolution of a pyramid to segment; 0 is the finest.")
     series: int | None = Field(None, ge=0, title="Series", description="Which image of a file that holds several.")
     time: int | None = Field(None, ge=0, title="Time point", description="Which time point of an image that has several.")
+    channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        title="Channels",
+        description="Which channels of the image the model sees, in its order; 0 is the first.",
+    )
     voxel_size_um: tuple[PositiveLength, ...] | None = Field(
         None,
         title="Voxel size (um)",

@@ -38,6 +38,7 @@ class InputPlan(_Record):
     level: int
     series: int | None
     time: int | None
+    channels: tuple[int, ...] | None
     axes: str
     shape: Shape
     dtype: str

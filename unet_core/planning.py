@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unet_core import inputs, output
-from unet_core.errors import MemoryBudgetError
+from unet_core import inputs, output, sampling
+from unet_core.errors import MemoryBudgetError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, parse_box
 from unet_core.ledger import Request
@@ -76,21 +76,27 @@ def resolve(job: SegmentationJob) -> Planned:
     """The plan of a job, its request, the memory it needs, and warnings; see ``plan_run``."""
     device = resolve_device(job.device)
     package = load_model(job.model)
-    source = inputs.open_input(job, package.description, package.dims)
-    block_shape, memory = _block_shape(job, package, source.shape)
+    opened = inputs.open_input(job, package.description, package.dims)
+    source, volume = opened.source, opened.source.volume
+    shape = source.spatial_shape
+    block_shape, memory = _block_shape(job, package, shape)
+    wanted = [parse_box(text, shape) for text in job.roi]
+    read = [_read_region(package, block_shape, box) for box in wanted or [Box.from_shape(shape)]]
+    absent = _check_readable(source, read, job)
     description, head = package.description, package.description.heads[0]
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
     kind = "regions" if head.kind == "regions" else "classes"
     plan = Plan(
         input=InputPlan(
-            level=source.volume.level,
+            level=volume.level,
             series=job.series,
             time=job.time,
-            axes=source.volume.axes,
-            shape=source.volume.shape,
-            dtype=str(source.volume.dtype),
+            channels=job.channels,
+            axes=volume.axes,
+            shape=volume.shape,
+            dtype=str(volume.dtype),
             missing=job.missing,
-            fingerprint=source.volume.fingerprint(),
+            fingerprint=volume.fingerprint(),
         ),
         model=ModelPlan(
             name=description.name,
@@ -111,31 +117,48 @@ def resolve(job: SegmentationJob) -> Planned:
         ngff=job.ngff,
         block_shape=block_shape,
         chunk_shape=chunk_shape_for(block_shape),
-        levels=pyramid(source.shape, source.voxel_size),
+        levels=pyramid(shape, opened.voxel_size),
         images=output.images_of(kind, classes, job.probabilities),
         spatial_axes=source.axes,
-        scale=source.scale,
-        translation=source.translation,
-        unit=source.unit,
+        scale=opened.scale,
+        translation=opened.translation,
+        unit=opened.unit,
     )
-    boxes = [parse_box(text, source.shape) for text in job.roi]
     request = Request(
         plan=plan.id,
         image=job.image,
         model=model_url(job.model),
         device=device,
-        roi=tuple(sorted((box.start, box.stop) for box in boxes)) or None,
+        roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
     warnings = []
-    if missing := source.volume.missing_chunks():
+    if absent:
         warnings.append(
-            f"{len(missing)} absent chunks are read as background: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}."
+            f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
         )
     if description.voxel_size_um == "unknown":
-        warnings.append(
-            f"Model '{description.name}' does not state its voxel size; level {source.volume.level} was taken as it is."
-        )
+        warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
     return Planned(plan, request, memory, tuple(warnings))
+
+
+def _read_region(package: ModelPackage, block_shape: Shape, wanted: Box) -> Box:
+    """What the blocks that touch ``wanted`` read together."""
+    blocks, read = wanted.scale_down(block_shape).scale_up(block_shape), package.footprint.read_box(Box.from_shape(block_shape))
+    return blocks.grow(
+        package.footprint.before,
+        tuple(stop - size for stop, size in zip(read.stop, block_shape, strict=True)),
+    )
+
+
+def _check_readable(source: inputs.Source, regions: list[Box], job: SegmentationJob) -> tuple[str, ...]:
+    """Refuse an image with damaged chunks, or absent ones unless the job fills them; keys of those."""
+    absent = tuple(dict.fromkeys(key for region in regions for key in source.missing_chunks(region)))
+    if absent and job.missing == "error":
+        raise VolumeError(
+            f"chunk {absent[0]} is missing ({len(absent)} in all) in {job.image}; use --missing fill to read absent chunks as background."
+        )
+    sampling.check_chunks(source, regions)
+    return absent
 
 
 def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape) -> tuple[Shape, int]:
@@ -161,10 +184,10 @@ def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape
     )
 
 
-def _normalisation(package: ModelPackage, source: inputs.Input) -> Normalisation:
+def _normalisation(package: ModelPackage, source: inputs.Source) -> Normalisation:
     stated = package.description.normalisation
     if isinstance(stated, FixedNormalisation):
         return Normalisation(offset=stated.offset, scale=stated.scale)
     if isinstance(stated, ImageNormalisation):
-        return from_percentiles(*inputs.percentiles(source, stated.low, stated.high))
+        return from_percentiles(*sampling.percentiles(source, stated.low, stated.high))
     return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)

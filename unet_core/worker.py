@@ -16,7 +16,6 @@ import unet_core
 from unet_core import inputs, ledger, output
 from unet_core.errors import BlockError, ResumeError, UnetCoreError
 from unet_core.geometry import Box
-from unet_core.job import make_job
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.plan import ImagePlan, Plan, Stage
@@ -32,7 +31,7 @@ class Worker:
     store: Store
     plan: Plan
     request: Request
-    source: inputs.Input
+    source: inputs.Source
     predictor: Predictor
 
 
@@ -54,17 +53,7 @@ def open_worker(output_url: str, request_id: str) -> Worker:
         raise ResumeError(
             f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]})."
         )
-    job = make_job(
-        image=request.image,
-        output=output_url,
-        model=request.model,
-        level=plan.input.level,
-        series=plan.input.series,
-        time=plan.input.time,
-        missing=plan.input.missing,
-        cast=True,
-    )
-    source = inputs.open_input(job, package.description, package.dims)
+    source = inputs.reopen(request.image, plan)
     return Worker(store, plan, request, source, load_predictor(package, request.device, plan.precision, plan.threads))
 
 

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 
+from tests.conftest import textured
 from tests.unet_core.test_segment import digest
 from unet_core.job import make_job
 from unet_core.segment import run
@@ -91,10 +94,11 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     assert digest(tmp_path / "out") == digest(tmp_path / "serial")
 
 
-def test_a_run_with_failed_blocks_is_red(server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
-    image = make_image((40, 150), chunks=(40, 75))
-    chunk = image / "c" / "0" / "1"
-    chunk.write_bytes(chunk.read_bytes()[:-7])
+def test_a_run_with_failed_blocks_is_red(server: dict[str, str], make_model: Maker, tmp_path: Path) -> None:
+    values = textured((40, 150)).astype(np.float32)
+    values[20, 130] = np.nan
+    image = tmp_path / "nan.zarr"
+    zarr.create_array(image, data=values, chunks=(40, 75))
     done = unet(
         server, "segment", image, tmp_path / "out", "--model", make_model(), "--block-shape", "16,16", "--cluster", "serial"
     )

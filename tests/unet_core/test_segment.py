@@ -21,13 +21,14 @@ import zarr
 
 from tests.conftest import textured
 from tests.unet_core.test_footprint import one_pass
-from unet_core import inputs, ledger, worker
-from unet_core.errors import GridError, JobError, LedgerError, ResumeError, VolumeError
+from unet_core import inputs, ledger, sampling, worker
+from unet_core.errors import ChunkError, GridError, JobError, LedgerError, ResumeError, VolumeError
 from unet_core.footprint import footprint
-from unet_core.geometry import Box
+from unet_core.geometry import BlockGrid, Box
 from unet_core.job import make_job
 from unet_core.model_package import load_model
-from unet_core.segment import audit, open_result, plan_run, read_status, run
+from unet_core.planning import resolve
+from unet_core.segment import audit, open_result, plan_run, prepare, read_status, run
 from unet_core.store import open_store
 
 Maker = Callable[..., Path]
@@ -108,25 +109,72 @@ def test_a_wrong_halo_changes_labels(
 def test_dask_map_overlap_with_the_same_margins_gives_the_same_labels(
     make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:
-    model, image = make_model(levels=3), make_image((96, 128))
-    run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=(24, 32)))
+    shape, block = (96, 128), (24, 32)
+    model, image = make_model(levels=3), make_image(shape)
+    run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=block))
     package = load_model(model)
     geometry = footprint(package.network)
-    depth = {axis: geometry.before[axis] for axis in range(2)}
-    surplus = geometry.read_box(Box.from_shape((24, 32))).shape
+    # After the margin comes the surplus to the next legal size, which is cropped again.
+    after = tuple(
+        read - size - before
+        for read, size, before in zip(geometry.read_box(Box.from_shape(block)).shape, block, geometry.before, strict=True)
+    )
+    depth = tuple(zip(geometry.before, after, strict=True))
+    padded = np.pad(textured(shape), depth, mode="reflect")  # dask's own reflection repeats the voxel at the edge
+    chunks = [
+        (before + size, *(size,) * (extent // size - 2), size + behind)
+        for size, extent, (before, behind) in zip(block, shape, depth, strict=True)
+    ]
 
-    def predict(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        pads = [(0, wanted - size) for wanted, size in zip(surplus, block.shape, strict=True)]
-        values = (np.pad(block, pads, mode="reflect").astype(np.float32) - 100) / 50
+    def predict(read: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.inference_mode():
-            logits = package.network(torch.from_numpy(values)[None, None])[0].numpy()
-        return logits[:, :24, :32].argmax(0).astype(np.uint8)
+            logits = package.network(torch.from_numpy((read.astype(np.float32) - 100) / 50)[None, None])[0].numpy()
+        labels: np.ndarray[Any, Any] = logits[:, : block[0], : block[1]].argmax(0).astype(np.uint8)
+        return labels
 
-    array = dask.array.from_array(textured((96, 128)), chunks=(24, 32))
-    padded = dask.array.overlap.overlap(array, depth=depth, boundary="reflect")
-    labels = padded.map_blocks(predict, dtype=np.uint8, chunks=array.chunks).compute(scheduler="synchronous")
-    inner = (slice(20, -20), slice(20, -20))  # dask's own reflection repeats the edge voxel, ours does not
-    np.testing.assert_array_equal(labels[inner], labels_of(tmp_path / "out")[inner])
+    labels = dask.array.map_overlap(
+        predict,
+        dask.array.from_array(padded, chunks=chunks),
+        depth=dict(enumerate(depth)),
+        boundary="none",
+        trim=False,
+        allow_rechunk=False,
+        dtype=np.uint8,
+        chunks=tuple((size,) * (extent // size) for size, extent in zip(block, shape, strict=True)),
+        meta=np.empty((0, 0), np.uint8),
+    ).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(labels, labels_of(tmp_path / "out"))
+    assert len(np.unique(labels)) > 1
+
+
+def test_channels_are_chosen_and_part_of_the_plan(make_model: Maker, tmp_path: Path) -> None:
+    gray = textured((40, 50))
+    zarr.create_array(
+        tmp_path / "four.zarr", data=np.stack([gray // 2, gray, gray // 3, 255 - gray])[:, None], chunks=(1, 1, 16, 16)
+    )
+    zarr.create_array(tmp_path / "one.zarr", data=gray, chunks=(16, 16))
+    model = str(make_model())
+    base = {"image": str(tmp_path / "four.zarr"), "output": str(tmp_path / "out"), "model": model}
+    with pytest.raises(VolumeError, match=r"wants 1 channels .* image has 4: .*--channels, e.g. --channels 0"):
+        run(make_job(**base))
+    with pytest.raises(VolumeError, match="channel 4 of .* does not exist; it has channels 0 to 3"):
+        run(make_job(**base, channels=(4,)))
+    (tmp_path / "four.zarr/c/0/0/1/1").unlink()  # of another channel
+    run(make_job(**base, channels=(1,)))
+    run(make_job(image=str(tmp_path / "one.zarr"), output=str(tmp_path / "single"), model=model))
+    np.testing.assert_array_equal(labels_of(tmp_path / "out"), labels_of(tmp_path / "single"))
+    with pytest.raises(ResumeError, match=r"another input.channels"):
+        run(make_job(**base, channels=(3,)))
+
+
+def test_a_worker_refuses_an_image_that_changed_after_planning(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    image = make_image((40, 50))
+    planned = resolve(make_job(image=str(image), output=str(tmp_path / "out"), model=str(make_model()), block_shape=(16, 16)))
+    request = prepare(planned, str(tmp_path / "out"))
+    chunk = image / "c" / "0" / "1"
+    chunk.write_bytes(chunk.read_bytes())
+    with pytest.raises(ResumeError, match="has changed since it was planned"):
+        worker.run_unit(str(tmp_path / "out"), request.id, "segment", 0)
 
 
 @pytest.mark.parametrize("ngff", ["0.5", "0.4"])
@@ -346,7 +394,36 @@ def test_a_missing_chunk_is_an_error_unless_filling_is_asked_for(make_model: Mak
     assert any("c/0/1" in text for text in summary.warnings)
 
 
-def test_a_corrupt_chunk_fails_its_blocks_by_name_and_no_others(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+def test_a_corrupt_chunk_is_found_before_any_work(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    image = make_image((40, 150), chunks=(40, 75))
+    chunk = image / "c" / "0" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    base = {"image": str(image), "output": str(tmp_path / "out"), "model": str(make_model()), "block_shape": (16, 16)}
+    with pytest.raises(ChunkError, match="chunk c/0/1 corrupt"):
+        run(make_job(**base))
+    with pytest.raises(ChunkError, match="chunk c/0/1 corrupt"):
+        run(make_job(**base, roi=("0:16,48:64",)))  # its margin reads the chunk
+    assert not (tmp_path / "out").exists()
+    assert run(make_job(**base, roi=("0:16,0:16",))).status == "complete"
+
+
+@pytest.mark.parametrize("shape", [(7,), (33, 5), (4, 9, 6)])
+def test_the_checked_chunks_are_those_of_the_region_evenly_spread(shape: tuple[int, ...]) -> None:
+    chunk = (2, 3, 4)[: len(shape)]
+    region = Box((1,) * len(shape), tuple(size - 1 for size in shape))
+    every = [box for box in BlockGrid(shape, chunk).blocks() if not box.intersect(region).is_empty]
+    found = [box.intersect(Box.from_shape(shape)) for box in sampling._spread(region, chunk, 10**6)]
+    assert found == every
+    few = list(sampling._spread(region, chunk, 3))
+    assert len(few) == min(3, len(every))
+    assert few[0].intersect(Box.from_shape(shape)) == every[0]
+    assert len(few) == 1 or few[-1].intersect(Box.from_shape(shape)) == every[-1]
+
+
+def test_a_corrupt_chunk_that_planning_did_not_see_fails_its_blocks_by_name_and_no_others(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "CHECKED_CHUNKS", 1)
     image = make_image((40, 150), chunks=(40, 75))
     chunk = image / "c" / "0" / "1"
     chunk.write_bytes(chunk.read_bytes()[:-7])
@@ -406,6 +483,11 @@ def test_percentiles_are_those_of_the_whole_image(tmp_path: Path) -> None:
     from unet_core.volumes import ArrayVolume
 
     values = textured((70, 90))
-    source = inputs.Input(ArrayVolume(values), "yx", None, (1.0, 1.0), (0.0, 0.0), None)
-    low, high = inputs.percentiles(source, 1, 99.8)
+    low, high = sampling.percentiles(inputs.Source(ArrayVolume(values), "yx"), 1, 99.8)
     np.testing.assert_allclose([low[0], high[0]], np.percentile(values, [1, 99.8]))
+    broken = values.astype(np.float32)
+    broken[3, 4], broken[5, 6] = np.nan, np.inf
+    low, high = sampling.percentiles(inputs.Source(ArrayVolume(broken), "yx"), 1, 99.8)
+    np.testing.assert_allclose([low[0], high[0]], np.percentile(broken[np.isfinite(broken)], [1, 99.8]))
+    with pytest.raises(VolumeError, match="no finite voxel"):
+        sampling.percentiles(inputs.Source(ArrayVolume(broken * np.nan), "yx"), 1, 99.8)

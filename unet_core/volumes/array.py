@@ -41,7 +41,6 @@ class ArrayVolume(LaidOut):
             unit="micrometer" if voxel_size else None,
             translation=(0.0,) * spatial,
             levels=(Level(0, array.shape, voxel_size),),
-            channel_names=None,
             chunk_shape=array.shape[-spatial:],
         )
 

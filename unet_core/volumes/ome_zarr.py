@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from unet_core.errors import VolumeError
+from unet_core.geometry import Shape
 from unet_core.store import Store, open_store
-from unet_core.volumes.protocol import Layout, Level, Volume
-from unet_core.volumes.zarr_array import Missing, ZarrVolume, canonical, metadata_hash, plain_axes
+from unet_core.volumes.protocol import Layout, Level, Selection, Volume, choose_channels, choose_time
+from unet_core.volumes.zarr_array import ZarrVolume, canonical, metadata_hash, plain_axes
 from unet_core.volumes.zarr_metadata import ArrayMetadata, array_metadata, read_document
 
 VERSIONS = ("0.4", "0.5")
@@ -36,7 +37,7 @@ class _Node:
     zarr_format: int
 
 
-def open_node(url: str, level: int, series: int | None, time: int | None, missing: Missing) -> Volume:
+def open_node(url: str, selection: Selection) -> Volume:
     """Open the Zarr array or OME-Zarr image at ``url``.
 
     Raises:
@@ -47,11 +48,11 @@ def open_node(url: str, level: int, series: int | None, time: int | None, missin
     if node is None:
         raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}.")
     if node.is_array:
-        return _plain(store, node, url, level, time, missing)
+        return _plain(store, node, url, selection)
     multiscales = node.attributes.get("multiscales")
     if multiscales is None:
         raise VolumeError(_what_else(store, node, url))
-    return _image(store, node, multiscales, url, level, series, time, missing)
+    return _image(store, node, multiscales, url, selection)
 
 
 def _read_node(store: Store, path: str) -> _Node | None:
@@ -108,19 +109,16 @@ def _listed(urls: Sequence[str]) -> str:
     return ", ".join(urls[:_MAX_LISTED]) + more
 
 
-def _plain(store: Store, node: _Node, url: str, level: int, time: int | None, missing: Missing) -> Volume:
+def _plain(store: Store, node: _Node, url: str, selection: Selection) -> Volume:
     metadata = array_metadata(node.document, node.attributes, url)
-    if level:
-        raise VolumeError(f"level {level} of {url} does not exist; it is a single array, level 0.")
+    if selection.level:
+        raise VolumeError(f"level {selection.level} of {url} does not exist; it is a single array, level 0.")
     axes = plain_axes(metadata, url)
-    return _volume(
-        store, "", metadata, axes, url, 0, time, missing, [metadata], [], None, {"metadata": metadata_hash(node.document)}
-    )
+    return _volume(store, "", axes, url, selection, [metadata], [], None, {"metadata": metadata_hash(node.document)})
 
 
-def _image(
-    store: Store, node: _Node, multiscales: Any, url: str, level: int, series: int | None, time: int | None, missing: Missing
-) -> Volume:
+def _image(store: Store, node: _Node, multiscales: Any, url: str, selection: Selection) -> Volume:
+    level, series = selection.level, selection.series
     if not isinstance(multiscales, list) or not multiscales or not all(isinstance(entry, dict) for entry in multiscales):
         raise VolumeError(f"multiscales of {url} must be a list of objects.")
     if len(multiscales) > 1 and series is None:
@@ -156,9 +154,7 @@ def _image(
             {"group": multiscale, "array": {"shape": metadata[level].shape, "key": metadata[level].key((0,) * len(axes))}}
         )
     }
-    return _volume(
-        store, datasets[level]["path"], metadata[level], axes, url, level, time, missing, metadata, transforms, units, hashes
-    )
+    return _volume(store, datasets[level]["path"], axes, url, selection, metadata, transforms, units, hashes)
 
 
 def _axes(value: Any, url: str) -> tuple[str, list[str | None]]:
@@ -204,20 +200,22 @@ def _transform(
 def _volume(
     store: Store,
     path: str,
-    metadata: ArrayMetadata,
     disk_axes: str,
     url: str,
-    level: int,
-    time: int | None,
-    missing: Missing,
+    selection: Selection,
     every_level: Sequence[ArrayMetadata],
     transforms: Sequence[tuple[list[float], list[float]]],
     units: Sequence[str | None] | None,
     hashes: Mapping[str, str],
 ) -> Volume:
-    index = choose_time(time, metadata.shape[disk_axes.index("t")] if "t" in disk_axes else 1, url)
+    level, metadata = selection.level, every_level[selection.level]
+    time = choose_time(selection.time, metadata.shape[disk_axes.index("t")] if "t" in disk_axes else 1, url)
     axes = "".join(axis for axis in "czyx" if axis in disk_axes)
     spatial = axes.removeprefix("c")
+    channels = choose_channels(selection.channels, metadata.shape[disk_axes.index("c")] if "c" in disk_axes else 1, url)
+
+    def shape_of(entry: ArrayMetadata) -> Shape:
+        return (len(channels),) * (len(axes) - len(spatial)) + canonical(disk_axes, entry.shape)[-len(spatial) :]
 
     def along(values: Sequence[float]) -> tuple[float, ...]:
         return tuple(float(values[disk_axes.index(axis)]) for axis in spatial)
@@ -233,27 +231,13 @@ def _volume(
         url=url,
         level=level,
         axes=axes,
-        shape=canonical(disk_axes, metadata.shape),
+        shape=shape_of(metadata),
         dtype=metadata.dtype,
         voxel_size=size(level),
         scale=along(transforms[level][0]) if transforms else (1.0,) * len(spatial),
         unit=unit,
         translation=along(transforms[level][1]) if transforms else (0.0,) * len(spatial),
-        levels=tuple(Level(number, canonical(disk_axes, entry.shape), size(number)) for number, entry in enumerate(every_level)),
-        channel_names=None,
+        levels=tuple(Level(number, shape_of(entry), size(number)) for number, entry in enumerate(every_level)),
         chunk_shape=canonical(disk_axes, metadata.chunk_shape)[-len(spatial) :],
     )
-    return ZarrVolume(store, path, metadata, disk_axes, layout, index, missing, hashes)
-
-
-def choose_time(time: int | None, count: int, url: str) -> int:
-    """The time point to read.
-
-    Raises:
-        VolumeError: if there are several and none is named, or the named one does not exist.
-    """
-    if time is None and count > 1:
-        raise VolumeError(f"{url} has {count} time points; choose one with --time 0 to {count - 1}.")
-    if time is not None and not 0 <= time < count:
-        raise VolumeError(f"time point {time} of {url} does not exist; it has {count}.")
-    return time or 0
+    return ZarrVolume(store, path, metadata, disk_axes, layout, time, channels, selection.missing, hashes)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from unet_core.errors import VolumeError
 from unet_core.store import check_url, is_remote, local_path, open_store
-from unet_core.volumes.protocol import Volume
+from unet_core.volumes.protocol import Selection, Volume
 
-# A format is one file and one line here (and one line in _format_of): a function (url, level, series, time, missing) -> Volume.
+# A format is one file and one line here (and one line in _format_of): a function (url, selection) -> Volume.
 FORMATS: dict[str, str] = {
     "zarr": "unet_core.volumes.ome_zarr:open_node",
     "tiff": "unet_core.volumes.tiff:open_tiff",
@@ -41,6 +41,7 @@ def open_volume(
     *,
     series: int | None = None,
     time: int | None = None,
+    channels: tuple[int, ...] | None = None,
     missing: Literal["error", "fill"] = "error",
 ) -> Volume:
     """Open an image at one of its resolutions; reads metadata only.
@@ -51,6 +52,7 @@ def open_volume(
         level: resolution, 0 the finest.
         series: which image of a file that holds several.
         time: which time point of an image with several.
+        channels: which channels, in this order; all unless told.
         missing: what absent chunks mean: an error when they are read, or background.
 
     Raises:
@@ -60,7 +62,7 @@ def open_volume(
     if level < 0:
         raise VolumeError(f"level is {level}; levels begin at 0, the finest.")
     module, _, attribute = FORMATS[_format_of(url)].partition(":")
-    opened: Volume = getattr(import_module(module), attribute)(url, level, series, time, missing)
+    opened: Volume = getattr(import_module(module), attribute)(url, Selection(level, series, time, channels, missing))
     return opened
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from unet_core.errors import VolumeError
 from unet_core.store import local_path
 from unet_core.volumes.array import ArrayVolume
-from unet_core.volumes.protocol import Volume
+from unet_core.volumes.protocol import Selection, Volume, choose_channels
 from unet_core.volumes.single_file import fingerprint
 
 _PLAIN_MODES = ("L", "RGB", "RGBA", "I;16", "I;16B", "I", "F")
@@ -21,13 +19,13 @@ class _PictureVolume(ArrayVolume):
         return fingerprint(local_path(self.url))
 
 
-def open_picture(url: str, level: int, series: int | None, time: int | None, missing: Literal["error", "fill"]) -> Volume:
-    """Open a PNG or JPEG: gray as ``yx``, colour as ``cyx`` (alpha stays a fourth channel); palettes become RGB.
+def open_picture(url: str, selection: Selection) -> Volume:
+    """Open a PNG or JPEG: gray as ``yx``, colour as ``cyx``; palettes become RGB, an alpha channel that hides nothing is left out.
 
     Raises:
         VolumeError: if it cannot be decoded.
     """
-    if level or series or time:
+    if selection.level or selection.series or selection.time:
         raise VolumeError(f"{url} is a single picture; leave --level, --series and --time away.")
     try:
         with Image.open(local_path(url)) as picture:
@@ -40,6 +38,9 @@ def open_picture(url: str, level: int, series: int | None, time: int | None, mis
         raise VolumeError(f"{url} is not a readable picture: {error}.") from error
     if values.dtype == np.int32:  # 16-bit PNG in Pillow's mode I
         values = values.astype(np.uint16)
+    if values.ndim == 3 and values.shape[-1] == 4 and (values[..., 3] == 255).all():
+        values = values[..., :3]
+    channels = list(choose_channels(selection.channels, 1 if values.ndim == 2 else values.shape[-1], url))
     if values.ndim == 2:
         return _PictureVolume(values, axes="yx", url=url)
-    return _PictureVolume(np.ascontiguousarray(np.moveaxis(values, -1, 0)), axes="cyx", url=url)
+    return _PictureVolume(np.ascontiguousarray(np.moveaxis(values, -1, 0)[channels]), axes="cyx", url=url)

@@ -6,7 +6,7 @@ Axes are a subset of ``czyx`` in that order; boxes are over the spatial axes, in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,25 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What of a file is meant.
+
+    Args:
+        level: resolution, 0 the finest.
+        series: which image of a file that holds several; None if it must hold one.
+        time: which time point; None if there must be one.
+        channels: which channels, in this order; None for all.
+        missing: what absent chunks mean: an error when they are read, or background.
+    """
+
+    level: int = 0
+    series: int | None = None
+    time: int | None = None
+    channels: tuple[int, ...] | None = None
+    missing: Literal["error", "fill"] = "error"
+
+
+@dataclass(frozen=True)
 class Layout:
     """What is known of an image without reading a voxel.
 
@@ -39,7 +58,6 @@ class Layout:
         unit: as written, or None.
         translation: of the first voxel's centre, along the spatial axes, in ``unit``.
         levels: every resolution, the finest first.
-        channel_names: or None.
         chunk_shape: voxels along the spatial axes that one decode reads.
     """
 
@@ -53,7 +71,6 @@ class Layout:
     unit: str | None
     translation: tuple[float, ...]
     levels: tuple[Level, ...]
-    channel_names: tuple[str, ...] | None
     chunk_shape: Shape
 
 
@@ -82,8 +99,6 @@ class Volume(Protocol):
     def translation(self) -> tuple[float, ...]: ...
     @property
     def levels(self) -> tuple[Level, ...]: ...
-    @property
-    def channel_names(self) -> tuple[str, ...] | None: ...
     @property
     def chunk_shape(self) -> Shape: ...
     @property
@@ -152,10 +167,6 @@ class LaidOut:
         return self.layout.levels
 
     @property
-    def channel_names(self) -> tuple[str, ...] | None:
-        return self.layout.channel_names
-
-    @property
     def chunk_shape(self) -> Shape:
         return self.layout.chunk_shape
 
@@ -192,6 +203,36 @@ class LaidOut:
             return values if has_channels else values[0]
 
         return dask.array.map_blocks(load, chunks=chunks, dtype=self.dtype, meta=np.empty((0,) * len(self.shape), self.dtype))
+
+
+def choose_time(time: int | None, count: int, url: str) -> int:
+    """The time point to read.
+
+    Raises:
+        VolumeError: if there are several and none is named, or the named one does not exist.
+    """
+    if time is None and count > 1:
+        raise VolumeError(f"{url} has {count} time points; choose one with --time 0 to {count - 1}.")
+    if time is not None and not 0 <= time < count:
+        raise VolumeError(f"time point {time} of {url} does not exist; it has {count}.")
+    return time or 0
+
+
+def choose_channels(channels: tuple[int, ...] | None, count: int, url: str) -> tuple[int, ...]:
+    """The channels to read, in the order asked for.
+
+    Args:
+        channels: numbers from 0, or None for all.
+        count: that the image has; 1 without a channel axis.
+
+    Raises:
+        VolumeError: if one does not exist.
+    """
+    chosen = tuple(range(count)) if channels is None else channels
+    for channel in chosen:
+        if not 0 <= channel < count:
+            raise VolumeError(f"channel {channel} of {url} does not exist; it has channels 0 to {count - 1}.")
+    return chosen
 
 
 def check_inside(volume: LaidOut, box: Box) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from unet_core.errors import ChunkError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.store import local_path
-from unet_core.volumes.ome_zarr import choose_time
-from unet_core.volumes.protocol import LaidOut, Layout, Level, Volume, check_inside
+from unet_core.volumes.protocol import LaidOut, Layout, Level, Selection, Volume, check_inside, choose_channels, choose_time
 from unet_core.volumes.single_file import fingerprint
 from unet_core.volumes.tiff_scale import voxel_size_of
 
@@ -24,13 +23,13 @@ MAX_SEGMENT_BYTES = 512 << 20
 _MEANING = {"T": "t", "C": "c", "S": "c", "Z": "z", "Y": "y", "X": "x", "I": "z", "Q": "z", "R": "z"}
 
 
-def open_tiff(url: str, level: int, series: int | None, time: int | None, missing: Literal["error", "fill"]) -> Volume:
+def open_tiff(url: str, selection: Selection) -> Volume:
     """Open a TIFF file.
 
     Raises:
         VolumeError: if it cannot be read, or holds several images and none is named.
     """
-    path = local_path(url)
+    path, level, series = local_path(url), selection.level, selection.series
     try:
         file = tifffile.TiffFile(path)
         every = file.series
@@ -50,20 +49,19 @@ def open_tiff(url: str, level: int, series: int | None, time: int | None, missin
     chosen = every[series or 0]
     if level >= len(chosen.levels):
         raise VolumeError(f"level {level} of {url} does not exist; it has levels 0 to {len(chosen.levels) - 1}.")
-    return TiffVolume(url, file, series or 0, level, time, missing)
+    return TiffVolume(url, file, series or 0, selection)
 
 
 class TiffVolume(LaidOut):
     """One level of one series of a TIFF file; only the tiles or strips that meet a box are read."""
 
-    def __init__(
-        self, url: str, file: tifffile.TiffFile, number: int, level: int, time: int | None, missing: Literal["error", "fill"]
-    ) -> None:
-        series = file.series[number]
-        self._file, self._series, self._missing = file, series.levels[level], missing
+    def __init__(self, url: str, file: tifffile.TiffFile, number: int, selection: Selection) -> None:
+        series, level = file.series[number], selection.level
+        self._file, self._series, self._missing = file, series.levels[level], selection.missing
         self._lock = threading.Lock()
         self._file_axes = _axes(self._series.axes, self._series.shape, url)
-        self._time = choose_time(time, self._size("t"), url)
+        self._time = choose_time(selection.time, self._size("t"), url)
+        self._channels = choose_channels(selection.channels, self._size("c"), url)
         keyframe = self._series.keyframe
         if keyframe.dtype is None or keyframe.dtype.kind not in "biuf":
             raise VolumeError(f"unsupported data type {keyframe.dtype} in {url}; integers and floats are read.")
@@ -82,18 +80,18 @@ class TiffVolume(LaidOut):
             return tuple(step * (whole / part) for step, whole, part in pairs)
 
         here = size(shapes[level])
+        lead = (len(self._channels),) * (len(axes) - count)
         self.layout = Layout(
             url=url,
             level=level,
             axes=axes,
-            shape=shapes[level],
+            shape=lead + shapes[level][-count:],
             dtype=keyframe.dtype.newbyteorder("="),
             voxel_size=here,
             scale=here or (1.0,) * count,
             unit="micrometer" if here else None,
             translation=(0.0,) * count,
-            levels=tuple(Level(number, shape, size(shape)) for number, shape in enumerate(shapes)),
-            channel_names=("red", "green", "blue") if "S" in self._series.axes and shapes[0][0] == 3 else None,
+            levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
             chunk_shape=((1,) if "z" in axes else ()) + segment,
         )
 
@@ -109,10 +107,10 @@ class TiffVolume(LaidOut):
         samples = "S" in self._series.axes
         for row, z in enumerate(sections):
             if samples:
-                out[:, row] = self._read_page(self._page({"t": self._time, "z": z}), plane)
+                out[:, row] = self._read_page(self._page({"t": self._time, "z": z}), plane)[list(self._channels)]
             else:
-                for channel in range(self.channel_count):
-                    out[channel, row] = self._read_page(self._page({"t": self._time, "z": z, "c": channel}), plane)[0]
+                for number, channel in enumerate(self._channels):
+                    out[number, row] = self._read_page(self._page({"t": self._time, "z": z, "c": channel}), plane)[0]
         return out if "z" in spatial else out[:, 0]
 
     def _page(self, position: dict[str, int]) -> int:

@@ -117,6 +117,7 @@ class ZarrVolume(LaidOut):
         disk_axes: name of each stored dimension, e.g. ``tczyx`` or ``yxc``.
         layout: what to report.
         time: index along ``t``.
+        channels: indices along ``c``, of those that ``layout`` has.
         missing: what absent chunks mean.
         extra_fingerprint: hashes of metadata beside the array's own.
     """
@@ -129,12 +130,13 @@ class ZarrVolume(LaidOut):
         disk_axes: str,
         layout: Layout,
         time: int,
+        channels: tuple[int, ...],
         missing: Missing,
         extra_fingerprint: Mapping[str, str],
     ) -> None:
         self.layout = layout
         self._store, self._path, self._metadata, self._disk_axes = store, path, metadata, disk_axes
-        self._time, self._missing, self._extra = time, missing, dict(extra_fingerprint)
+        self._time, self._channels, self._missing, self._extra = time, channels, missing, dict(extra_fingerprint)
 
     @cached_property
     def _listing(self) -> dict[str, StoredObject]:
@@ -151,8 +153,15 @@ class ZarrVolume(LaidOut):
 
     def read(self, box: Box) -> NDArray[Any]:
         check_inside(self, box)
-        spatial = dict(zip(self.spatial_axes, box.slices(), strict=True))
-        selection = tuple(self._time if axis == "t" else spatial.get(axis, slice(None)) for axis in self._disk_axes)
+        first, last = self._channels[0], self._channels[-1] + 1
+        if self._channels == tuple(range(first, last)):
+            return self._read(box, slice(first, last))
+        return np.concatenate([self._read(box, slice(channel, channel + 1)) for channel in self._channels])
+
+    def _read(self, box: Box, channels: slice) -> NDArray[Any]:
+        chosen: dict[str, Any] = {"t": self._time, "c": channels}
+        chosen.update(zip(self.spatial_axes, box.slices(), strict=True))
+        selection = tuple(chosen[axis] for axis in self._disk_axes)
         try:
             values = np.asarray(self._array[selection])
         except ChunkError:
@@ -194,13 +203,14 @@ class ZarrVolume(LaidOut):
     def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
         whole = Box.from_shape(self.spatial_shape)
         box = whole if box is None else box.intersect(whole)
-        wanted = dict(zip(self.spatial_axes, zip(box.start, box.stop, strict=True), strict=True)) | {
-            "t": (self._time, self._time + 1)
-        }
-        ranges = []
-        for axis, size, step in zip(self._disk_axes, self._metadata.shape, self._metadata.object_shape, strict=True):
-            first, last = wanted.get(axis, (0, size))
-            ranges.append(range(first // step, -(-last // step)))
+        wanted = {axis: range(first, last) for axis, first, last in zip(self.spatial_axes, box.start, box.stop, strict=True)}
+        wanted |= {"t": range(self._time, self._time + 1)}
+        ranges: list[list[int]] = []
+        for axis, step in zip(self._disk_axes, self._metadata.object_shape, strict=True):
+            if axis == "c":
+                ranges.append(sorted({channel // step for channel in self._channels}))
+            else:
+                ranges.append(list(range(wanted[axis].start // step, -(-wanted[axis].stop // step))))
         keys = (self._metadata.key(position) for position in itertools.product(*ranges))
         return tuple(key for key in keys if key not in self._listing)
 

@@ -300,3 +300,33 @@ def test_an_image_on_an_object_store_is_segmented_onto_it(bucket: str, tmp_path:
 def test_array_volume_refuses_axes_that_do_not_fit() -> None:
     with pytest.raises(VolumeError, match="axes"):
         ArrayVolume(np.zeros((3, 4)), axes="zyx")
+
+
+@pytest.mark.parametrize("channels", [(0,), (2,), (1, 2), (2, 0), (3, 1, 0)])
+@pytest.mark.parametrize("name", ["zarr", "zarr-yxc", "ome-tiff", "rgba-tiff", "png"])
+def test_channels_are_read_in_the_order_asked_for(name: str, channels: tuple[int, ...], tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 255, (4, 41, 53)).astype("u1")
+    path = tmp_path / "a"
+    last = np.ascontiguousarray(np.moveaxis(data, 0, -1))
+    if name == "zarr":
+        zarr.create_array(path, data=data, chunks=(1, 16, 16), dimension_names=["c", "y", "x"])
+    elif name == "zarr-yxc":
+        zarr.create_array(path, data=last, chunks=(16, 16, 4))
+    elif name == "ome-tiff":
+        tifffile.imwrite(path, data, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    elif name == "rgba-tiff":
+        tifffile.imwrite(path, last, photometric="rgb", extrasamples=["unassalpha"], tile=(16, 16))
+    else:
+        Image.fromarray(last).save(path, format="png")
+    volume = open_volume(str(path), channels=channels)
+    assert (volume.axes, volume.shape) == ("cyx", (len(channels), 41, 53))
+    np.testing.assert_array_equal(volume.read(BOX), data[(list(channels), *BOX.slices())])
+    np.testing.assert_array_equal(volume.to_dask().compute(scheduler="synchronous"), data[list(channels)])
+    with pytest.raises(VolumeError, match="channel 4 of .* does not exist; it has channels 0 to 3"):
+        open_volume(str(path), channels=(0, 4))
+
+
+def test_an_alpha_channel_that_hides_nothing_is_left_out(tmp_path: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (41, 53, 3)).astype("u1")
+    Image.fromarray(np.dstack([colour, np.full((41, 53), 255, "u1")])).save(tmp_path / "a.png")
+    assert open_volume(str(tmp_path / "a.png")).shape == (3, 41, 53)

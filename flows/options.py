@@ -1,0 +1,93 @@
+"""The options of `unet segment` and `unet plan`, and the job that they describe. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from unet_core.job import SegmentationJob
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to segment with, which part, where, and how."""
+
+    model: str
+    """Folder of a model package, or the name of a bundled model (see `unet models`)."""
+    level: int | None = None
+    """Resolution of a pyramid; chosen by voxel size unless told."""
+    series: int | None = None
+    """Which image of a file with several."""
+    time: int | None = None
+    """Which time point of an image with several."""
+    channels: str | None = None
+    """Which channels the model sees, in its order, e.g. 0,1,2; all unless told."""
+    voxel_size: str | None = None
+    """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5."""
+    roi: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated."""
+    cluster: str = "local"
+    """serial, local, or the address of a dask scheduler (tcp://HOST:PORT)."""
+    workers: int = 2
+    """Processes that `local` starts."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic."""
+    threads: int = 1
+    """CPU threads of one forward pass."""
+    probabilities: Literal["none", "uint8", "float32"] = "none"
+    """Keep the probabilities too."""
+    block_shape: str | None = None
+    """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
+    ngff: Literal["0.5", "0.4"] = "0.5"
+    """Version of OME-Zarr to write."""
+    missing: Literal["error", "fill"] = "error"
+    """What absent chunks mean."""
+    cast: Flag = False
+    """Allow intensities that float32 does not hold exactly."""
+    memory_gib: float = 4.0
+    """Memory that one worker may use for a block."""
+    flow: Flag = False
+    """Run as a Prefect flow even when no Prefect API is configured."""
+    json: Flag = False
+    """Print a machine-readable last line."""
+    debug: Flag = False
+    """Show tracebacks."""
+
+    def job(self, image: str, output: str) -> SegmentationJob:
+        """The job that these options describe.
+
+        Raises:
+            JobError: naming the option that has no meaning.
+        """
+        from unet_core.job import make_job
+
+        plain = ("model", "level", "series", "time", "roi", "device", "precision", "threads", "probabilities", "ngff", "missing")
+        return make_job(
+            image=image,
+            output=output,
+            channels=_numbers("channels", self.channels, int),
+            voxel_size_um=_numbers("voxel-size", self.voxel_size, float),
+            block_shape=_numbers("block-shape", self.block_shape, int),
+            cast=self.cast,
+            memory_gib=self.memory_gib,
+            **{name: getattr(self, name) for name in plain},
+        )
+
+
+def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
+    from unet_core.errors import JobError
+
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise JobError(f"--{option} is '{text}'; write numbers with commas, one an axis.") from None
