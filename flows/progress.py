@@ -15,12 +15,21 @@ _EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Progress at one moment; ``done`` counts units of all stages, ``voxels`` those of the segmentation in this run."""
+    """Progress at one moment.
+
+    Args:
+        done: units of all stages.
+        total: likewise.
+        voxels: segmented in this run.
+        seconds: since the run began, the start of its workers included.
+        seconds_left: as the units since the first one suggest; None before there are two.
+    """
 
     done: int
     total: int
     voxels: int
     seconds: float
+    seconds_left: float | None
 
     @property
     def fraction(self) -> float:
@@ -28,7 +37,7 @@ class Snapshot:
 
     def sentence(self) -> str:
         rate = self.voxels / self.seconds if self.seconds > 0 else 0.0
-        left = f", about {self.seconds * (1 - self.fraction) / self.fraction:.0f} s left" if 0 < self.fraction < 1 else ""
+        left = f", about {self.seconds_left:.0f} s left" if self.seconds_left is not None and self.done < self.total else ""
         return f"{self.done} of {self.total} units, {rate / 1e6:.2f} Mvoxel/s{left}"
 
 
@@ -41,6 +50,7 @@ class Progress:
         self._lock = threading.Lock()
         self._done = self._voxels = 0
         self._began = time.monotonic()
+        self._first: float | None = None  # when the first unit ended: what came before is mostly the start of workers
         self._shown = 0.0
 
     def add(self, record: Record) -> None:
@@ -48,10 +58,12 @@ class Progress:
             self._done += 1
             self._voxels += record.voxels if record.stage == "segment" else 0
             now = time.monotonic()
+            self._first = self._first or now
+            left = (now - self._first) / (self._done - 1) * (self._total - self._done) if self._done > 1 else None
             due = now - self._shown >= _EVERY_SECONDS or self._done == self._total
             if due:
                 self._shown = now
-            snapshot = Snapshot(self._done, self._total, self._voxels, now - self._began)
+            snapshot = Snapshot(self._done, self._total, self._voxels, now - self._began, left)
         if due:
             self._show(snapshot)
 
