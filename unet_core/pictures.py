@@ -116,7 +116,7 @@ def _densest(density: NDArray[np.float32], step: int, shape: tuple[int, int]) ->
 def _save(
     overview: NDArray[np.uint8], plain: NDArray[np.float32], outlined: NDArray[np.float32], close: Box, step: int, path: Path
 ) -> None:
-    side = max(120, (overview.shape[0] - _GAP) // 2)
+    side = max(_CLOSE_UP_VOXELS, (overview.shape[0] - _GAP) // 2)
     whole = Image.fromarray(overview)
     corners = [(close.start[1] // step, close.start[0] // step), (close.stop[1] // step, close.stop[0] // step)]
     ImageDraw.Draw(whole).rectangle(corners, outline=(0, 0, 0), width=3)
