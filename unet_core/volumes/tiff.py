@@ -1,10 +1,11 @@
-"""TIFF, OME-TIFF, ImageJ TIFF and Aperio SVS as volumes, tile by tile, through tifffile and imagecodecs."""
+"""TIFF, OME-TIFF, ImageJ TIFF and Aperio SVS as volumes: which page holds which plane. Pages are read in tiff_pages."""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import threading
-from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from unet_core.geometry import Box, Shape
 from unet_core.store import local_path
 from unet_core.volumes.protocol import LaidOut, Layout, Level, Selection, Volume, check_inside, choose_channels, choose_time
 from unet_core.volumes.single_file import fingerprint
+from unet_core.volumes.tiff_pages import check_page, map_planes, read_page, segment_shape
 from unet_core.volumes.tiff_scale import voxel_size_of
 
-MAX_SEGMENT_BYTES = 512 << 20
 # tifffile's letters: S samples, I and Q and R unnamed sequences (taken as sections when they are the only one).
 _MEANING = {"T": "t", "C": "c", "S": "c", "Z": "z", "Y": "y", "X": "x", "I": "z", "Q": "z", "R": "z"}
 
@@ -63,11 +64,11 @@ class TiffVolume(LaidOut):
         self._time = choose_time(selection.time, self._size("t"), url)
         self._channels = choose_channels(selection.channels, self._size("c"), url)
         keyframe = self._series.keyframe
-        if keyframe.dtype is None or keyframe.dtype.kind not in "biuf":
-            raise VolumeError(f"unsupported data type {keyframe.dtype} in {url}; integers and floats are read.")
-        segment = _segment_shape(keyframe)
-        if int(np.prod(segment)) * keyframe.dtype.itemsize * keyframe.samplesperpixel > MAX_SEGMENT_BYTES:
-            raise VolumeError(f"chunk larger than max_chunk_bytes: a tile of {segment} in {url}.")
+        check_page(keyframe, file.is_imagej, url)
+        planes = prod(size for letter, size in zip(self._series.axes, self._series.shape, strict=True) if letter not in "YXS")
+        # Large stacks of ImageJ have one page; their other planes follow it.
+        offset = self._series.dataoffset if len(self._series.pages) < planes else None
+        self._mapped = None if offset is None else map_planes(keyframe, offset, planes, url)
         axes = "".join(axis for axis in "czyx" if axis in self._file_axes)
         finest = voxel_size_of(file, number, axes.removeprefix("c"), url)
         shapes = [_canonical(_axes(entry.axes, entry.shape, url), entry.shape) for entry in series.levels]
@@ -86,13 +87,13 @@ class TiffVolume(LaidOut):
             level=level,
             axes=axes,
             shape=lead + shapes[level][-count:],
-            dtype=keyframe.dtype.newbyteorder("="),
+            dtype=np.dtype(keyframe.dtype).newbyteorder("="),
             voxel_size=here,
             scale=here or (1.0,) * count,
             unit="micrometer" if here else None,
             translation=(0.0,) * count,
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
-            chunk_shape=((1,) if "z" in axes else ()) + segment,
+            chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
         )
 
     def _size(self, axis: str) -> int:
@@ -107,94 +108,33 @@ class TiffVolume(LaidOut):
         samples = "S" in self._series.axes
         for row, z in enumerate(sections):
             if samples:
-                out[:, row] = self._read_page(self._page({"t": self._time, "z": z}), plane)[list(self._channels)]
+                out[:, row] = self._read_plane({"t": self._time, "z": z}, plane)[list(self._channels)]
             else:
                 for number, channel in enumerate(self._channels):
-                    out[number, row] = self._read_page(self._page({"t": self._time, "z": z, "c": channel}), plane)[0]
+                    out[number, row] = self._read_plane({"t": self._time, "z": z, "c": channel}, plane)[0]
         return out if "z" in spatial else out[:, 0]
 
-    def _page(self, position: dict[str, int]) -> int:
-        """Number of the page that holds a plane: the leading axes in C order."""
+    def _read_plane(self, position: dict[str, int], plane: Box) -> NDArray[Any]:
+        """Samples of one plane, (S, *plane.shape); planes are numbered by the leading axes in C order."""
         number = 0
         for letter, axis, size in zip(self._series.axes, self._file_axes, self._series.shape, strict=True):
             if letter not in "YXS":
                 number = number * int(size) + position[axis]
-        return number
-
-    @cached_property
-    def _mapped(self) -> NDArray[Any] | None:
-        """Uncompressed planes that follow one page without pages of their own (large ImageJ stacks)."""
-        planes = int(
-            np.prod([size for letter, size in zip(self._series.axes, self._series.shape, strict=True) if letter not in "YXS"])
-        )
-        if self._series.dataoffset is None or len(self._series.pages) >= planes:
-            return None
-        height, width = self._size("y"), self._size("x")
-        byte_order = self._file.byteorder + self._series.dtype.char
-        return np.memmap(self._file.filehandle.path, byte_order, "r", self._series.dataoffset, (planes, height, width))
-
-    def _read_page(self, number: int, plane: Box) -> NDArray[Any]:
         if self._mapped is not None:
-            return np.array(self._mapped[number][plane.slices()])[None]
-        page: Any = self._series.pages[number]
+            return np.array(self._mapped[number][(slice(None), *plane.slices())])
+        page = self._series.pages[number]
         if page is None:
             raise ChunkError(f"chunk page {number} is missing in {self.url}; the file is incomplete.")
-        keyframe: Any = page.keyframe
-        samples = keyframe.samplesperpixel
-        out = np.zeros((samples, *plane.shape), dtype=self.dtype)
-        height, width = _segment_shape(keyframe)
-        across, down = -(-keyframe.imagewidth // width), -(-keyframe.imagelength // height)
-        separate = samples if keyframe.planarconfig == 2 and samples > 1 else 1
-        rows = range(plane.start[0] // height, -(-plane.stop[0] // height))
-        columns = range(plane.start[1] // width, -(-plane.stop[1] // width))
-        wanted = [
-            (part * down + row) * across + column for part, row, column in itertools.product(range(separate), rows, columns)
-        ]
-        for index, data in self._segments(page, number, wanted):
-            values, position, shape = self._decode(keyframe, data, index, number)
-            if values is None:
-                continue
-            part = position[0]
-            tile = Box((position[2], position[3]), (position[2] + shape[1], position[3] + shape[2]))
-            shared = tile.intersect(plane)
-            inner = shared.shift((-tile.start[0], -tile.start[1])).slices()
-            target = shared.shift((-plane.start[0], -plane.start[1])).slices()
-            piece = np.moveaxis(values[0][inner], -1, 0)
-            out[(slice(part, part + 1) if separate > 1 else slice(None), *target)] = piece
-        return out
-
-    def _segments(self, page: Any, number: int, wanted: list[int]) -> list[tuple[int, bytes | None]]:
-        """Stored bytes of segments; None for one that may be filled."""
-        found: list[tuple[int, bytes | None]] = []
-        with self._lock:
-            for index in wanted:
-                if index >= len(page.databytecounts) or page.databytecounts[index] == 0:
-                    if self._missing == "error":
-                        raise ChunkError(
-                            f"chunk tile {index} of page {number} is missing in {self.url}; use --missing fill to read it as background."
-                        )
-                    found.append((index, None))
-                    continue
-                size = page.databytecounts[index]
-                self._file.filehandle.seek(page.dataoffsets[index])
-                data = self._file.filehandle.read(size)
-                if len(data) != size:
-                    raise ChunkError(
-                        f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {self.url}; the file is truncated."
-                    )
-                found.append((index, data))
-        return found
-
-    def _decode(self, keyframe: Any, data: bytes | None, index: int, number: int) -> tuple[Any, Any, Any]:
-        try:
-            return keyframe.decode(data, index, jpegtables=keyframe.jpegtables)
-        except Exception as error:  # codecs raise every kind
-            raise ChunkError(
-                f"chunk tile {index} of page {number} corrupt: {keyframe.compression.name}: {self.url}: {error}; restore it from the original."
-            ) from error
+        return read_page(page, number, plane, self._missing, self.url, self._lock)
 
     def fingerprint(self) -> dict[str, str]:
-        return fingerprint(local_path(self.url))
+        """Of the file, and of the others over which its planes are spread."""
+        paths = {local_path(self.url).resolve()}
+        paths |= {Path(page.parent.filehandle.path).resolve() for page in self._series.pages if page is not None}
+        if len(paths) == 1:
+            return fingerprint(local_path(self.url))
+        every = "\n".join(f"{path.name} {sorted(fingerprint(path).items())}" for path in sorted(paths))
+        return {"files": hashlib.sha256(every.encode()).hexdigest()}
 
 
 def _axes(letters: str, shape: Shape, url: str) -> str:
@@ -207,9 +147,3 @@ def _axes(letters: str, shape: Shape, url: str) -> str:
 
 def _canonical(axes: str, shape: Shape) -> Shape:
     return tuple(int(shape[axes.index(axis)]) for axis in "czyx" if axis in axes)
-
-
-def _segment_shape(keyframe: Any) -> tuple[int, int]:
-    if keyframe.is_tiled:
-        return int(keyframe.tilelength), int(keyframe.tilewidth)
-    return int(min(keyframe.rowsperstrip, keyframe.imagelength)), int(keyframe.imagewidth)

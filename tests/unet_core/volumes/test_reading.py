@@ -18,7 +18,7 @@ from PIL import Image
 from tests.conftest import DATA, needs_data, textured
 from unet_core.errors import UnetCoreError, VolumeError
 from unet_core.geometry import Box
-from unet_core.volumes import ArrayVolume, open_volume, read_reflected
+from unet_core.volumes import ArrayVolume, open_volume, read_reflected, tiff_pages
 from unet_core.volumes.zarr_array import _GuardedStore
 
 BOX = Box((5, 11), (29, 37))
@@ -193,11 +193,13 @@ def test_only_the_chunks_that_meet_the_box_are_read(tmp_path: Path, monkeypatch:
 
 
 def test_only_the_tiles_that_meet_the_box_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", textured((64, 96)), tile=(16, 16))
+    tifffile.imwrite(tmp_path / "a.tif", textured((64, 96)), tile=(16, 16), compression="zlib")
     volume: Any = open_volume(str(tmp_path / "a.tif"))
     read: list[int] = []
-    original = volume._segments
-    monkeypatch.setattr(volume, "_segments", lambda page, number, wanted: read.extend(wanted) or original(page, number, wanted))
+    original = tiff_pages.stored_segment
+    monkeypatch.setattr(
+        tiff_pages, "stored_segment", lambda page, index, *rest: read.append(index) or original(page, index, *rest)
+    )
     volume.read(Box((10, 33), (32, 65)))
     assert sorted(read) == [2, 3, 4, 8, 9, 10]
 
@@ -330,3 +332,89 @@ def test_an_alpha_channel_that_hides_nothing_is_left_out(tmp_path: Path) -> None
     colour = np.random.default_rng(0).integers(0, 255, (41, 53, 3)).astype("u1")
     Image.fromarray(np.dstack([colour, np.full((41, 53), 255, "u1")])).save(tmp_path / "a.png")
     assert open_volume(str(tmp_path / "a.png")).shape == (3, 41, 53)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_planes_of_an_ome_tiff_over_several_files(compression: str | None, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 60000, (3, 41, 53)).astype("u2")
+    parts = "".join(
+        f'<TiffData FirstC="{c}" PlaneCount="1"><UUID FileName="p{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>' for c in range(3)
+    )
+    pixels = '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="53" SizeY="41" SizeZ="1" SizeC="3" SizeT="1">'
+    for c in range(3):
+        xml = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{c}"><Image ID="Image:0">'
+            f"{pixels}{parts}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(
+            tmp_path / f"p{c}.ome.tif", data[c], description=xml, metadata=None, compression=compression, tile=(16, 16)
+        )
+    volume = open_volume(str(tmp_path / "p0.ome.tif"))
+    assert (volume.axes, volume.shape) == ("cyx", data.shape)
+    np.testing.assert_array_equal(volume.read(BOX), data[(slice(None), *BOX.slices())])
+    before = volume.fingerprint()
+    (tmp_path / "p2.ome.tif").write_bytes((tmp_path / "p2.ome.tif").read_bytes() + b"x")
+    assert open_volume(str(tmp_path / "p0.ome.tif")).fingerprint() != before
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colour_stacks_with_a_single_page(planar: str, tmp_path: Path) -> None:
+    shape = (4, 41, 53, 3) if planar == "contig" else (4, 3, 41, 53)
+    data = np.random.default_rng(0).integers(0, 255, shape).astype("u1")
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        data,
+        truncate=True,
+        photometric="rgb",
+        planarconfig=planar,
+        metadata={"axes": "ZYXS" if planar == "contig" else "ZSYX"},
+    )
+    volume = open_volume(str(tmp_path / "a.tif"))
+    expected = np.moveaxis(data, -1 if planar == "contig" else 1, 0)
+    assert (volume.axes, volume.shape) == ("czyx", expected.shape)
+    box = Box((1, *BOX.start), (3, *BOX.stop))
+    np.testing.assert_array_equal(volume.read(box), expected[(slice(None), *box.slices())])
+
+
+def test_every_page_has_its_own_jpeg_tables(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(textured((41, 53), seed)) for seed in range(3)]
+    pages = []
+    for number, quality in enumerate((95, 20, 60)):
+        pictures[number].save(tmp_path / f"{number}.tif", compression="jpeg", quality=quality)
+        with tifffile.TiffFile(tmp_path / f"{number}.tif") as file:
+            page: Any = file.pages[0]
+            pages.append((page.jpegtables, page.dataoffsets, page.databytecounts, (tmp_path / f"{number}.tif").read_bytes()))
+    assert len({tables for tables, *_ in pages}) == 3
+    pictures[0].save(tmp_path / "a.tif", save_all=True, append_images=pictures[1:], compression="jpeg")
+    expected = tifffile.imread(tmp_path / "a.tif")
+    np.testing.assert_array_equal(open_volume(str(tmp_path / "a.tif")).read(Box.from_shape((3, 41, 53)))[0], expected)
+
+
+def test_white_as_zero_is_turned_and_colours_that_are_no_intensities_are_refused(tmp_path: Path) -> None:
+    gray = textured((41, 53))
+    tifffile.imwrite(tmp_path / "w.tif", gray, photometric="miniswhite")
+    np.testing.assert_array_equal(open_volume(str(tmp_path / "w.tif")).read(BOX)[0], 255 - gray[BOX.slices()])
+    colour = Image.fromarray(np.stack([gray, 255 - gray, gray // 2], axis=-1))
+    colour.quantize(64).save(tmp_path / "palette.tif")
+    colour.convert("YCbCr").save(tmp_path / "ycbcr.tif", compression="tiff_lzw")
+    for name, word in [("palette", "PALETTE"), ("ycbcr", "YCBCR")]:
+        with pytest.raises(VolumeError, match=f"stores colours as {word}; convert it"):
+            open_volume(str(tmp_path / f"{name}.tif"))
+
+
+def test_large_strips_that_are_not_compressed_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff_pages, "MAX_SEGMENT_BYTES", 1000)
+    data = textured((410, 53))
+    tifffile.imwrite(tmp_path / "a.tif", data, rowsperstrip=410)
+    np.testing.assert_array_equal(open_volume(str(tmp_path / "a.tif")).read(BOX)[0], data[BOX.slices()])
+    tifffile.imwrite(tmp_path / "b.tif", data, rowsperstrip=410, compression="zlib")
+    with pytest.raises(VolumeError, match="pieces of 410 x 53 voxels"):
+        open_volume(str(tmp_path / "b.tif"))
+
+
+def test_tiles_of_several_sections_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "v.tif", np.zeros((4, 70, 90), "u2"), tile=(16, 32, 32), volumetric=True, photometric="minisblack"
+    )
+    with pytest.raises(VolumeError, match="tiles of 16 sections"):
+        open_volume(str(tmp_path / "v.tif"))

@@ -1,0 +1,156 @@
+"""Voxels of one page of a TIFF file: mapped where they lie plainly, else decoded tile by tile or strip by strip."""
+
+from __future__ import annotations
+
+import itertools
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core.errors import ChunkError, VolumeError
+from unet_core.geometry import Box
+
+MAX_SEGMENT_BYTES = 512 << 20
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
+_PLAIN_CODECS = {1, 5, 8, 32773, 32946, 34925, 34926, 50000}  # none, LZW, deflate, packbits, LZMA, zstd: colours stay as stored
+
+
+def check_page(keyframe: Any, is_imagej: bool, url: str) -> None:
+    """Refuse pages whose values are not intensities that can be read box by box.
+
+    Raises:
+        VolumeError: naming what is stored.
+    """
+    if keyframe.dtype is None or keyframe.dtype.kind not in "biuf":
+        raise VolumeError(f"unsupported data type {keyframe.dtype} in {url}; integers and floats are read.")
+    if keyframe.imagedepth > 1 or keyframe.tiledepth > 1:
+        raise VolumeError(f"{url} has tiles of {keyframe.tiledepth} sections; write one page a section.")
+    photometric, compression = int(keyframe.photometric), int(keyframe.compression)
+    readable = (
+        photometric in (_MIN_IS_BLACK, _RGB, _SEPARATED)
+        or (photometric == _MIN_IS_WHITE and keyframe.dtype.kind in "bu")
+        or (photometric == _PALETTE and is_imagej)  # a look-up table for display; the index is the intensity
+        or (photometric == _YCBCR and compression not in _PLAIN_CODECS)  # the codec gives RGB
+    )
+    if not readable:
+        raise VolumeError(f"{url} stores colours as {keyframe.photometric.name}; convert it to gray values or RGB.")
+    if not keyframe.is_final:
+        height, width = segment_shape(keyframe)
+        if height * width * keyframe.dtype.itemsize * keyframe.samplesperpixel > MAX_SEGMENT_BYTES:
+            raise VolumeError(
+                f"chunk larger than max_chunk_bytes: {url} is compressed in pieces of {height} x {width} voxels, limit "
+                f"{MAX_SEGMENT_BYTES >> 20} MiB; write it in tiles."
+            )
+
+
+def segment_shape(keyframe: Any) -> tuple[int, int]:
+    """Rows and columns of a tile or strip."""
+    if keyframe.is_tiled:
+        return int(keyframe.tilelength), int(keyframe.tilewidth)
+    return int(min(keyframe.rowsperstrip, keyframe.imagelength)), int(keyframe.imagewidth)
+
+
+def map_planes(page: Any, offset: int, count: int, url: str) -> NDArray[Any]:
+    """Uncompressed planes that lie one after the other from ``offset`` on, (count, S, Y, X), not read yet.
+
+    Raises:
+        VolumeError: if the file is too short for them.
+    """
+    keyframe = page.keyframe
+    samples, shape = keyframe.samplesperpixel, (keyframe.imagelength, keyframe.imagewidth)
+    separate = keyframe.planarconfig == 2
+    stored = (count, samples, *shape) if separate else (count, *shape, samples)
+    dtype = np.dtype(keyframe.dtype).newbyteorder(page.parent.byteorder)
+    try:
+        mapped: NDArray[Any] = np.memmap(page.parent.filehandle.path, dtype, "r", offset, stored)
+    except (ValueError, OSError) as error:
+        raise VolumeError(f"{url} is not a readable TIFF: {error}; the file is truncated.") from error
+    return mapped if separate else np.moveaxis(mapped, -1, 1)
+
+
+def read_page(page: Any, number: int, plane: Box, missing: Literal["error", "fill"], url: str, lock: Lock) -> NDArray[Any]:
+    """Voxels of ``plane`` on one page, (S, *plane.shape), in native byte order.
+
+    Args:
+        page: of tifffile; may lie in another file than the first page.
+        number: of the page, for messages.
+        plane: box over y and x.
+        missing: what absent tiles mean.
+        url: for messages.
+        lock: around the file, which has one position for all threads.
+
+    Raises:
+        ChunkError: naming the tile or strip that is missing or damaged.
+    """
+    keyframe = page.keyframe
+    if page.is_final:
+        try:
+            found = map_planes(page, page.dataoffsets[0], 1, url)[0]
+        except VolumeError as error:
+            raise ChunkError(f"chunk page {number} corrupt: {error}") from error
+        values = np.array(found[(slice(None), *plane.slices())], dtype=keyframe.dtype.newbyteorder("="))
+    else:
+        values = _read_segments(page, number, plane, missing, url, lock)
+    if keyframe.photometric == _MIN_IS_WHITE:
+        values = ~values if values.dtype.kind == "b" else np.iinfo(values.dtype).max - values
+    return values
+
+
+def _read_segments(page: Any, number: int, plane: Box, missing: str, url: str, lock: Lock) -> NDArray[Any]:
+    keyframe = page.keyframe
+    samples = keyframe.samplesperpixel
+    out = np.zeros((samples, *plane.shape), dtype=keyframe.dtype.newbyteorder("="))
+    height, width = segment_shape(keyframe)
+    across, down = -(-keyframe.imagewidth // width), -(-keyframe.imagelength // height)
+    separate = samples if keyframe.planarconfig == 2 and samples > 1 else 1
+    rows = range(plane.start[0] // height, -(-plane.stop[0] // height))
+    columns = range(plane.start[1] // width, -(-plane.stop[1] // width))
+    for part, row, column in itertools.product(range(separate), rows, columns):
+        index = (part * down + row) * across + column
+        with lock:
+            data = stored_segment(page, index, number, missing, url)
+        if data is None:
+            continue
+        values, position, shape = _decode(page, data, index, number, url)
+        tile = Box((position[2], position[3]), (position[2] + shape[1], position[3] + shape[2]))
+        shared = tile.intersect(plane)
+        inner = shared.shift((-tile.start[0], -tile.start[1])).slices()
+        target = shared.shift((-plane.start[0], -plane.start[1])).slices()
+        out[(slice(part, part + 1) if separate > 1 else slice(None), *target)] = np.moveaxis(values[0][inner], -1, 0)
+    return out
+
+
+def stored_segment(page: Any, index: int, number: int, missing: str, url: str) -> bytes | None:
+    """Stored bytes of a segment; None for one that may be filled."""
+    if index >= len(page.databytecounts) or page.databytecounts[index] == 0:
+        if missing == "error":
+            raise ChunkError(
+                f"chunk tile {index} of page {number} is missing in {url}; use --missing fill to read it as background."
+            )
+        return None
+    size, file = page.databytecounts[index], page.parent.filehandle
+    if file.closed:
+        file.open()  # tifffile closes the other files of a set
+    file.seek(page.dataoffsets[index])
+    data: bytes = file.read(size)
+    if len(data) != size:
+        raise ChunkError(
+            f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {url}; the file is truncated."
+        )
+    return data
+
+
+def _decode(page: Any, data: bytes, index: int, number: int, url: str) -> tuple[Any, Any, Any]:
+    keyframe = page.keyframe
+    try:
+        values, position, shape = keyframe.decode(data, index, jpegtables=page.jpegtables)
+        if values is None:
+            raise ValueError("it decodes to nothing")
+    except Exception as error:  # codecs raise every kind
+        text = " ".join(str(error).split())
+        raise ChunkError(
+            f"chunk tile {index} of page {number} corrupt: {keyframe.compression.name}: {url}: {text}; restore it from the original."
+        ) from error
+    return values, position, shape
