@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 import threading
 from math import prod
 from pathlib import Path
@@ -17,7 +19,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.store import local_path
 from unet_core.volumes.protocol import LaidOut, Layout, Level, Selection, Volume, check_inside, choose_channels, choose_time
 from unet_core.volumes.single_file import fingerprint
-from unet_core.volumes.tiff_pages import check_page, map_planes, read_page, segment_shape
+from unet_core.volumes.tiff_pages import absent_segments, check_page, map_planes, read_page, segment_shape
 from unet_core.volumes.tiff_scale import voxel_size_of
 
 # tifffile's letters: S samples, I and Q and R unnamed sequences (taken as sections when they are the only one).
@@ -31,6 +33,7 @@ def open_tiff(url: str, selection: Selection) -> Volume:
         VolumeError: if it cannot be read, or holds several images and none is named.
     """
     path, level, series = local_path(url), selection.level, selection.series
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs of damaged files is told by the errors here
     try:
         file = tifffile.TiffFile(path)
         every = file.series
@@ -115,11 +118,8 @@ class TiffVolume(LaidOut):
         return out if "z" in spatial else out[:, 0]
 
     def _read_plane(self, position: dict[str, int], plane: Box) -> NDArray[Any]:
-        """Samples of one plane, (S, *plane.shape); planes are numbered by the leading axes in C order."""
-        number = 0
-        for letter, axis, size in zip(self._series.axes, self._file_axes, self._series.shape, strict=True):
-            if letter not in "YXS":
-                number = number * int(size) + position[axis]
+        """Samples of one plane, (S, *plane.shape)."""
+        number = self._number(position)
         if self._mapped is not None:
             return np.array(self._mapped[number][(slice(None), *plane.slices())])
         page = self._series.pages[number]
@@ -127,10 +127,37 @@ class TiffVolume(LaidOut):
             raise ChunkError(f"chunk page {number} is missing in {self.url}; the file is incomplete.")
         return read_page(page, number, plane, self._missing, self.url, self._lock)
 
+    def _number(self, position: dict[str, int]) -> int:
+        """Planes are numbered by the leading axes in C order."""
+        number = 0
+        for letter, axis, size in zip(self._series.axes, self._file_axes, self._series.shape, strict=True):
+            if letter not in "YXS":
+                number = number * int(size) + position[axis]
+        return number
+
+    def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
+        whole = Box.from_shape(self.spatial_shape)
+        box = whole if box is None else box.intersect(whole)
+        if self._mapped is not None or box.is_empty:
+            return ()
+        sections = range(box.start[0], box.stop[0]) if "z" in self.spatial_axes else range(1)
+        channels = (0,) if "S" in self._series.axes else self._channels
+        found: list[str] = []
+        for channel, z in itertools.product(channels, sections):
+            number = self._number({"t": self._time, "z": z, "c": channel})
+            page = self._series.pages[number]
+            if page is None:
+                found.append(f"page {number}")
+            elif not page.is_final:
+                segments = absent_segments(page, Box(box.start[-2:], box.stop[-2:]))
+                found += [f"tile {index} of page {number}" for index in segments]
+        return tuple(found)
+
     def fingerprint(self) -> dict[str, str]:
         """Of the file, and of the others over which its planes are spread."""
         paths = {local_path(self.url).resolve()}
-        paths |= {Path(page.parent.filehandle.path).resolve() for page in self._series.pages if page is not None}
+        if "FileName=" in (self._file.ome_metadata or ""):
+            paths |= {Path(page.parent.filehandle.path).resolve() for page in self._series.pages if page is not None}
         if len(paths) == 1:
             return fingerprint(local_path(self.url))
         every = "\n".join(f"{path.name} {sorted(fingerprint(path).items())}" for path in sorted(paths))

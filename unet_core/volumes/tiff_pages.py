@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from unet_core.errors import ChunkError, VolumeError
@@ -25,9 +27,15 @@ def check_page(keyframe: Any, is_imagej: bool, url: str) -> None:
     """
     if keyframe.dtype is None or keyframe.dtype.kind not in "biuf":
         raise VolumeError(f"unsupported data type {keyframe.dtype} in {url}; integers and floats are read.")
+    compression = int(keyframe.compression)
+    name = getattr(keyframe.compression, "name", str(compression))
+    if compression != 1 and compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise VolumeError(f"compression {name} of {url} is not known; write it again with deflate, LZW, JPEG or none.")
+    if min(segment_shape(keyframe)) < 1:
+        raise VolumeError(f"{url} has tiles of {segment_shape(keyframe)} voxels; the file is damaged, write it again.")
     if keyframe.imagedepth > 1 or keyframe.tiledepth > 1:
         raise VolumeError(f"{url} has tiles of {keyframe.tiledepth} sections; write one page a section.")
-    photometric, compression = int(keyframe.photometric), int(keyframe.compression)
+    photometric = int(keyframe.photometric)
     readable = (
         photometric in (_MIN_IS_BLACK, _RGB, _SEPARATED)
         or (photometric == _MIN_IS_WHITE and keyframe.dtype.kind in "bu")
@@ -35,9 +43,16 @@ def check_page(keyframe: Any, is_imagej: bool, url: str) -> None:
         or (photometric == _YCBCR and compression not in _PLAIN_CODECS)  # the codec gives RGB
     )
     if not readable:
-        raise VolumeError(f"{url} stores colours as {keyframe.photometric.name}; convert it to gray values or RGB.")
+        colours = getattr(keyframe.photometric, "name", str(photometric))
+        raise VolumeError(f"{url} stores colours as {colours}; convert it to gray values or RGB.")
     if not keyframe.is_final:
         height, width = segment_shape(keyframe)
+        across, down = -(-keyframe.imagewidth // width), -(-keyframe.imagelength // height)
+        needed = across * down * (keyframe.samplesperpixel if keyframe.planarconfig == 2 else 1)
+        if len(keyframe.databytecounts) < needed:
+            raise VolumeError(
+                f"{url} needs {needed} tiles and lists {len(keyframe.databytecounts)}; the file is damaged, write it again."
+            )
         if height * width * keyframe.dtype.itemsize * keyframe.samplesperpixel > MAX_SEGMENT_BYTES:
             raise VolumeError(
                 f"chunk larger than max_chunk_bytes: {url} is compressed in pieces of {height} x {width} voxels, limit "
@@ -50,6 +65,24 @@ def segment_shape(keyframe: Any) -> tuple[int, int]:
     if keyframe.is_tiled:
         return int(keyframe.tilelength), int(keyframe.tilewidth)
     return int(min(keyframe.rowsperstrip, keyframe.imagelength)), int(keyframe.imagewidth)
+
+
+def absent_segments(page: Any, plane: Box) -> list[int]:
+    """Tiles or strips of one page that ``plane`` needs and the file does not have, ascending."""
+    keyframe = page.keyframe
+    wanted = np.asarray(list(_segments(keyframe, plane)))
+    return [int(index) for index in wanted[np.asarray(page.databytecounts)[wanted] == 0]]
+
+
+def _segments(keyframe: Any, plane: Box) -> Iterator[int]:
+    """Numbers of the segments that meet ``plane``, those of the first sample first."""
+    height, width = segment_shape(keyframe)
+    across, down = -(-keyframe.imagewidth // width), -(-keyframe.imagelength // height)
+    separate = keyframe.samplesperpixel if keyframe.planarconfig == 2 else 1
+    rows = range(plane.start[0] // height, -(-plane.stop[0] // height))
+    columns = range(plane.start[1] // width, -(-plane.stop[1] // width))
+    for part, row, column in itertools.product(range(separate), rows, columns):
+        yield (part * down + row) * across + column
 
 
 def map_planes(page: Any, offset: int, count: int, url: str) -> NDArray[Any]:
@@ -102,13 +135,8 @@ def _read_segments(page: Any, number: int, plane: Box, missing: str, url: str, l
     keyframe = page.keyframe
     samples = keyframe.samplesperpixel
     out = np.zeros((samples, *plane.shape), dtype=keyframe.dtype.newbyteorder("="))
-    height, width = segment_shape(keyframe)
-    across, down = -(-keyframe.imagewidth // width), -(-keyframe.imagelength // height)
-    separate = samples if keyframe.planarconfig == 2 and samples > 1 else 1
-    rows = range(plane.start[0] // height, -(-plane.stop[0] // height))
-    columns = range(plane.start[1] // width, -(-plane.stop[1] // width))
-    for part, row, column in itertools.product(range(separate), rows, columns):
-        index = (part * down + row) * across + column
+    separate = keyframe.planarconfig == 2 and samples > 1
+    for index in _segments(keyframe, plane):
         with lock:
             data = stored_segment(page, index, number, missing, url)
         if data is None:
@@ -118,13 +146,14 @@ def _read_segments(page: Any, number: int, plane: Box, missing: str, url: str, l
         shared = tile.intersect(plane)
         inner = shared.shift((-tile.start[0], -tile.start[1])).slices()
         target = shared.shift((-plane.start[0], -plane.start[1])).slices()
-        out[(slice(part, part + 1) if separate > 1 else slice(None), *target)] = np.moveaxis(values[0][inner], -1, 0)
+        part = slice(position[0], position[0] + 1) if separate else slice(None)
+        out[(part, *target)] = np.moveaxis(values[0][inner], -1, 0)
     return out
 
 
 def stored_segment(page: Any, index: int, number: int, missing: str, url: str) -> bytes | None:
     """Stored bytes of a segment; None for one that may be filled."""
-    if index >= len(page.databytecounts) or page.databytecounts[index] == 0:
+    if page.databytecounts[index] == 0:
         if missing == "error":
             raise ChunkError(
                 f"chunk tile {index} of page {number} is missing in {url}; use --missing fill to read it as background."

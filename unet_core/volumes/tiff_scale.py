@@ -9,57 +9,63 @@ from xml.etree import ElementTree
 
 from unet_core.errors import VolumeError
 
-_OME_UNIT_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6}
-_IMAGEJ_UNIT_UM = {"um": 1.0, "micron": 1.0, "microns": 1.0, "µm": 1.0, "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+# The micro sign, the Greek letter, and how ImageJ escapes the sign.
+_UNIT_UM = dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0)
+_UNIT_UM |= {"pm": 1e-6, "\u00c5": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "in": 25_400.0, "inch": 25_400.0}
 _INCH_UM, _CENTIMETRE_UM = 25_400.0, 10_000.0
-_SCREEN_LIMIT = 1000  # dots an inch; below it the tag tells how to print, not how the image was taken
+_PRINT_UM = 25.4  # 1000 dots an inch; larger steps tell how to print, not how the image was taken
 
 
 def voxel_size_of(file: Any, number: int, spatial_axes: str, url: str) -> tuple[float, ...] | None:
-    """Voxel size of the finest level of series ``number`` along ``spatial_axes`` in micrometre.
+    """Voxel size of the finest level of series ``number`` along ``spatial_axes`` in micrometre; None where it is not stated.
+
+    A size that is not above zero is as good as none. So is the missing one of a z axis of a single section.
 
     Raises:
-        VolumeError: if the file states one that is not above zero, or its XML declares entities.
+        VolumeError: if the OME-XML is damaged or declares entities.
     """
     series = file.series[number]
     if file.is_svs:
-        found = re.search(r"MPP\s*=\s*([0-9.eE+-]+)", series.keyframe.description or "")
-        sizes = {"y": float(found[1]), "x": float(found[1])} if found else {}
+        found = re.search(r"MPP\s*=\s*([0-9]*[.,]?[0-9]+)", series.keyframe.description or "")
+        sizes = dict.fromkeys("yx", float(found[1].replace(",", "."))) if found else {}
     elif file.is_ome:
-        sizes = _from_ome(file.ome_metadata or "", number, url)
+        sizes = _from_ome(file, number, url)
     elif file.is_imagej:
         sizes = _from_imagej(file.imagej_metadata or {}, series.keyframe)
     else:
         sizes = _from_tags(series.keyframe)
-    if any(axis not in sizes for axis in spatial_axes):
-        return None
-    chosen = tuple(sizes[axis] for axis in spatial_axes)
-    if any(not math.isfinite(size) or size <= 0 for size in chosen):
-        raise VolumeError(f"voxel size must be > 0: {url} states {chosen}.")
-    return chosen
+    sizes = {axis: size for axis, size in sizes.items() if math.isfinite(size) and size > 0}
+    if dict(zip(series.axes, series.shape, strict=True)).get("Z") == 1 and "x" in sizes:
+        sizes.setdefault("z", sizes["x"])
+    return tuple(sizes[axis] for axis in spatial_axes) if set(spatial_axes) <= set(sizes) else None
 
 
-def _from_ome(xml: str, index: int, url: str) -> dict[str, float]:
+def _from_ome(file: Any, number: int, url: str) -> dict[str, float]:
+    xml = file.ome_metadata or ""
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise VolumeError(f"DTD not allowed: the OME-XML of {url} declares entities.")
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
         raise VolumeError(f"OME-XML of {url} is not valid: {error}.") from None
-    pixels = [element for element in root.iter() if element.tag.endswith("}Pixels") or element.tag == "Pixels"]
-    if index >= len(pixels):
+    images = [(image, pixels) for image in root.iter() for pixels in image if pixels.tag.rpartition("}")[2] == "Pixels"]
+    if len(images) != len(file.series):
+        # Images whose file is absent have no series, so that numbers do not correspond; names may.
+        images = [entry for entry in images if entry[0].get("Name", "") == file.series[number].name]
+        number = 0 if len(images) == 1 else len(images)
+    if number >= len(images):
         return {}
     sizes = {}
     for axis in "xyz":
-        value = pixels[index].get(f"PhysicalSize{axis.upper()}")
-        unit = _OME_UNIT_UM.get(pixels[index].get(f"PhysicalSize{axis.upper()}Unit", "µm"))
-        if value is not None and unit is not None:
+        value = images[number][1].get(f"PhysicalSize{axis.upper()}", "")
+        unit = _UNIT_UM.get(images[number][1].get(f"PhysicalSize{axis.upper()}Unit", "um"))
+        if unit is not None and re.fullmatch(r"[0-9.eE+-]+", value):
             sizes[axis] = float(value) * unit
     return sizes
 
 
 def _from_imagej(metadata: dict[str, Any], keyframe: Any) -> dict[str, float]:
-    unit = _IMAGEJ_UNIT_UM.get(str(metadata.get("unit", "")))
+    unit = _UNIT_UM.get(str(metadata.get("unit", "")))
     if unit is None:
         return {}
     sizes = {axis: unit / density for axis, density in _densities(keyframe).items()}
@@ -72,11 +78,9 @@ def _from_tags(keyframe: Any) -> dict[str, float]:
     unit = keyframe.tags.get("ResolutionUnit")
     kind = int(unit.value) if unit is not None else 2
     densities = _densities(keyframe)
-    if kind == 3:
-        return {axis: _CENTIMETRE_UM / density for axis, density in densities.items()}
-    if kind == 2 and densities and min(densities.values()) >= _SCREEN_LIMIT:
-        return {axis: _INCH_UM / density for axis, density in densities.items()}
-    return {}
+    length = {2: _INCH_UM, 3: _CENTIMETRE_UM}.get(kind)
+    sizes = {axis: length / density for axis, density in densities.items()} if length else {}
+    return sizes if max(sizes.values(), default=0.0) <= _PRINT_UM else {}
 
 
 def _densities(keyframe: Any) -> dict[str, float]:
