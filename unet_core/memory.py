@@ -10,7 +10,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from unet_core.geometry import Shape
 from unet_core.rules import Trace
 
-_OVERHEAD = 1.25  # what the allocator and the convolution library keep beside the tensors
+# What the allocator and the convolution library keep beside the tensors, and what reading, readout and encoding need.
+_OVERHEAD = 1.6
+_FIXED_BYTES = 72 << 20
 
 
 def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int:
@@ -34,7 +36,7 @@ def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int
             for parent in node.all_input_nodes
             if last_use[parent] == position
         )
-    return int(peak * _OVERHEAD) + parameters
+    return int(peak * _OVERHEAD) + parameters + _FIXED_BYTES
 
 
 def _on_meta(network: torch.fx.GraphModule) -> torch.fx.GraphModule:

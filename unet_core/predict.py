@@ -18,6 +18,7 @@ from torch import Tensor
 from unet_core.errors import BlockError, JobError
 from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
+from unet_core.rules import trace
 
 _CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -102,9 +103,10 @@ def load_predictor(package: ModelPackage, device: str, precision: Literal["float
     # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    network: Any = copy.deepcopy(package.network).to(device=device, dtype=_PRECISIONS[precision])
-    network = network.to(memory_format=_CHANNELS_LAST[package.dims])
-    return Predictor(network.eval(), device, _PRECISIONS[precision], package.dims, threads)
+    # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
+    graph: Any = trace(copy.deepcopy(package.network).eval()).graph
+    graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])
+    return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads)
 
 
 @torch.inference_mode()

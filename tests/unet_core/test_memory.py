@@ -1,0 +1,55 @@
+"""What a block needs, against what the plan says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MEASURE = """
+import sys, threading, time
+import numpy as np, psutil, zarr
+from unet_core import worker
+from unet_core.job import make_job
+from unet_core.planning import resolve
+from unet_core.segment import prepare
+
+folder, precision, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+zarr.create_array(f"{folder}/image", data=np.random.default_rng(0).integers(0, 255, (2 * size, 2 * size), dtype="u1"), chunks=(256, 256))
+job = make_job(image=f"{folder}/image", output=f"{folder}/out", model="nuclei-fluorescence", block_shape=(size, size), precision=precision)
+planned = resolve(job)
+request = prepare(planned, job.output)
+worker.open_worker(job.output, request.id)
+process = psutil.Process()
+idle = peak = process.memory_info().rss
+running = True
+def watch():
+    global peak
+    while running:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+for index in range(3):
+    worker.run_unit(job.output, request.id, "segment", index)
+running = False
+watcher.join()
+print(planned.memory_bytes, peak - idle)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [256, 768])
+def test_a_block_needs_no_more_memory_than_planned(size: int, precision: str, tmp_path: Path) -> None:
+    arguments: list[Any] = [tmp_path, precision, size]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    projected, measured = (int(word) / 2**20 for word in done.stdout.split())
+    assert 0.3 * projected < measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
