@@ -1,21 +1,31 @@
-"""Objects under a URL: whole, atomic puts on a local directory or an S3-compatible store. Nothing here knows of Zarr arrays or blocks."""
+"""Objects under a URL: whole, atomic puts on a local directory or an object store. Nothing here knows of Zarr arrays or blocks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from unet_core.errors import InputError
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+_Pending = list[tuple[Path, tuple[str, ...]]]  # folders to list, with the real folders on the way to each
 _PART_SUFFIX = ".unet-part"
+_OS_REASONS = {
+    errno.EACCES: "permission denied: {}; grant this user the right to it.",
+    errno.EPERM: "permission denied: {}; grant this user the right to it.",
+    errno.EROFS: "permission denied: {} lies on a read-only file system; choose another place.",
+    errno.ELOOP: "symbolic links in a loop: {}; replace the link by what it should point to.",
+    errno.ENAMETOOLONG: "name too long for this file system: {}; check the path.",
+}
 
 
 @dataclass(frozen=True)
@@ -65,28 +75,76 @@ class Store(Protocol):
         """The same root as a store of zarr-python."""
 
 
+@contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Say what is wrong with the storage, and what to do, in the errors of the operating system and of object stores.
+
+    An absent object stays a FileNotFoundError; what has no reason that a user could mend stays what it is.
+
+    Raises:
+        InputError: naming ``where`` and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" in str(error):
+            from unet_core.object_store import explain
+
+            raise InputError(explain(where, error)) from error
+        if error.errno not in _OS_REASONS:
+            raise
+        raise InputError(_OS_REASONS[error.errno].format(_shown(where))) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        from unet_core.object_store import explain
+
+        raise InputError(explain(where, error)) from error
+
+
+def _shown(text: str) -> str:
+    """A path or URL in a message: on one line, and not longer than a path of a file system."""
+    plain = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return plain if len(plain) <= 500 else f"{plain[:240]}..{plain[-240:]}"
+
+
 def is_remote(url: str) -> bool:
     """Whether a URL names an object store rather than a path of this machine."""
-    return urlsplit(url).scheme not in ("", "file") and "://" in url
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme.isalnum() and scheme != "file"
 
 
 def local_path(url: str) -> Path:
     """The path a local URL (plain path or ``file://``) names.
 
+    Only ``file://`` URLs have percent escapes; ``#`` and ``?`` belong to the path in both.
+
     Raises:
-        InputError: if the URL is remote.
+        InputError: if the URL is remote, or names another machine.
     """
     if is_remote(url):
         raise InputError(f"{redacted(url)} is not a path of this machine.")
-    return Path(urlsplit(url).path if url.startswith("file://") else url).expanduser()
+    if not url.startswith("file://"):
+        return Path(url).expanduser()
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise InputError(f"{_shown(url)} names the machine '{host}', not a path; write file:///FOLDER/NAME, or the plain path.")
+    return Path(unquote(f"/{path}"))
 
 
 def redacted(url: str) -> str:
     """The URL without user, password and query, for messages and records."""
-    if "://" not in url:
+    if not is_remote(url):
         return url
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    parts = _split(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url, allow_fragments=False)
+    except ValueError:
+        raise InputError(f"{url.partition('://')[0]}:// URL cannot be read; write s3://BUCKET/PREFIX, or a local path.") from None
 
 
 def check_url(url: str) -> None:
@@ -95,12 +153,15 @@ def check_url(url: str) -> None:
     Raises:
         InputError: naming the reason; the credentials are not repeated.
     """
-    if "::" in url:
-        raise InputError(f"Chained URL {redacted(url.split('::')[0])}::.. is not allowed; give the plain path or s3:// URL.")
-    if "://" not in url:
+    first, *rest = url.split("::")
+    if any("://" in part for part in rest):
+        raise InputError(f"Chained URL {redacted(first)}::.. is not allowed; give the plain path or s3:// URL.")
+    if not is_remote(url):
+        if "\0" in str(local_path(url)):
+            raise InputError(f"{_shown(url)} holds a NUL character; check the path.")
         return
-    parts = urlsplit(url)
-    if parts.scheme not in ("file", "s3"):
+    parts = _split(url)
+    if parts.scheme != "s3":
         raise InputError(f"URL scheme '{parts.scheme}' is not known; use a local path, file:// or s3://.")
     if "@" in parts.netloc or parts.query:
         raise InputError(
@@ -116,7 +177,11 @@ def open_store(url: str) -> Store:
         InputError: for a scheme that is not known, or credentials in the URL.
     """
     check_url(url)
-    return S3Store(url) if is_remote(url) else LocalStore(url)
+    if not is_remote(url):
+        return LocalStore(url)
+    from unet_core.object_store import S3Store
+
+    return S3Store(url)
 
 
 class LocalStore:
@@ -127,31 +192,54 @@ class LocalStore:
         self.root = local_path(url)
 
     def _path(self, key: str) -> Path:
+        if ".." in Path(key).parts or Path(key).is_absolute() or "\0" in key:
+            raise InputError(f"Key '{_shown(key)}' leaves the folder {self.root}.")
         path = self.root / key
-        if ".." in Path(key).parts or Path(key).is_absolute():
-            raise InputError(f"Key '{key}' leaves the folder {self.root}.")
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"Symlink leaves the archive: {key} in {self.root}.")
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise InputError(f"symlink leaves the archive: {key} in {self.root}; put a copy of what it points to in its place.")
         return path
 
     def get(self, key: str) -> bytes:
-        return self._path(key).read_bytes()
+        with storage_errors(f"{self.root}/{key}"):
+            try:
+                return self._path(key).read_bytes()
+            except (IsADirectoryError, NotADirectoryError):
+                raise FileNotFoundError(
+                    errno.ENOENT, "no file, since a folder or file lies where the other should", key
+                ) from None
 
     def put(self, key: str, data: bytes) -> None:
-        part = self._write_part(key, data)
-        os.replace(part, self._path(key))
-        _sync_folder(part.parent)
+        with self._writing(key):
+            part = self._write_part(key, data)
+            try:
+                os.replace(part, self._path(key))
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            _sync_folder(part.parent)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        part = self._write_part(key, data)
-        try:
-            os.link(part, self._path(key))
-        except FileExistsError:
-            return False
-        finally:
-            part.unlink()
-        _sync_folder(part.parent)
+        with self._writing(key):
+            part = self._write_part(key, data)
+            try:
+                os.link(part, self._path(key))
+            except FileExistsError:
+                return False
+            finally:
+                part.unlink()
+            _sync_folder(part.parent)
         return True
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        with storage_errors(f"{self.root}/{key}"):
+            try:
+                yield
+            except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+                raise InputError(
+                    f"{key} cannot be written in {self.root}: a folder or file lies where the other should; "
+                    "move it away, or choose another place."
+                ) from error
 
     def _write_part(self, key: str, data: bytes) -> Path:
         path = self._path(key)
@@ -168,29 +256,43 @@ class LocalStore:
         return part
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with storage_errors(f"{self.root}/{key}"):
+            self._path(key).unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return os.path.isfile(self._path(key))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        pending = [self._path(prefix) if prefix else self.root]
+        """Objects below ``prefix``; a link that points nowhere is none, one that leaves the root or forms a loop is refused."""
+        start = self._path(prefix) if prefix else self.root
+        pending: _Pending = [(start, (os.path.realpath(start),))]
         while pending:
-            folder = pending.pop()
+            folder, trail = pending.pop()
             if not folder.is_dir():
                 continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        pending.append(Path(entry.path))
-                    elif not entry.name.endswith(_PART_SUFFIX):
+            with storage_errors(str(folder)), os.scandir(folder) as found:
+                entries = [*found]
+            for entry in entries:
+                with storage_errors(entry.path):
+                    try:
                         status = entry.stat()
-                        key = Path(entry.path).relative_to(self.root).as_posix()
+                    except FileNotFoundError:
+                        continue  # a link that points nowhere, or removed meanwhile
+                    key = Path(entry.path).relative_to(self.root).as_posix()
+                    if entry.is_symlink():
+                        self._path(key)
+                    if entry.is_dir():
+                        real = os.path.realpath(entry.path)
+                        if real in trail:
+                            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                        pending.append((Path(entry.path), (*trail, real)))
+                    elif not entry.name.endswith(_PART_SUFFIX):
                         yield StoredObject(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
 
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         folder = self._path(prefix) if prefix else self.root
-        return tuple(sorted(child.name for child in folder.iterdir())) if folder.is_dir() else ()
+        with storage_errors(str(folder)):
+            return tuple(sorted(os.listdir(folder))) if folder.is_dir() else ()
 
     def delete_leftovers(self) -> None:
         for part in self.root.rglob(f".*{_PART_SUFFIX}"):
@@ -200,75 +302,6 @@ class LocalStore:
         from zarr.storage import LocalStore as ZarrLocalStore
 
         return ZarrLocalStore(self.root, read_only=read_only)
-
-
-class S3Store:
-    """A prefix of a bucket, through obstore; credentials, region and endpoint come from the environment or role."""
-
-    def __init__(self, url: str) -> None:
-        from obstore.store import S3Store as ObstoreS3
-
-        self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
-        if not parts.netloc:
-            raise InputError(f"{url} names no bucket; write s3://BUCKET/PREFIX.")
-        self._store: Any = ObstoreS3(parts.netloc, prefix=parts.path.strip("/") or None)
-
-    def get(self, key: str) -> bytes:
-        import obstore
-
-        return bytes(obstore.get(self._store, key).bytes())
-
-    def put(self, key: str, data: bytes) -> None:
-        import obstore
-
-        obstore.put(self._store, key, data)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        try:
-            obstore.put(self._store, key, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
-
-    def delete(self, key: str) -> None:
-        import obstore
-
-        obstore.delete(self._store, key)
-
-    def exists(self, key: str) -> bool:
-        import obstore
-
-        try:
-            obstore.head(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        import obstore
-
-        for page in obstore.list(self._store, prefix=prefix or None):
-            for entry in page:
-                yield StoredObject(entry["path"], int(entry["size"]), str(entry["e_tag"]))
-
-    def child_names(self, prefix: str = "") -> tuple[str, ...]:
-        import obstore
-
-        found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
-        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return tuple(sorted(path.rstrip("/").rpartition("/")[2] for path in paths))
-
-    def delete_leftovers(self) -> None:
-        """Nothing: an upload that was cut off leaves no object."""
-
-    def as_zarr(self, read_only: bool = True) -> ZarrStore:
-        from zarr.storage import ObjectStore
-
-        return ObjectStore(self._store, read_only=read_only)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from unet_core.errors import InputError
-from unet_core.store import check_url, open_store, redacted
+from unet_core.store import check_url, local_path, open_store, redacted, storage_errors
 
 WRITER = """
 import sys
@@ -68,7 +69,7 @@ def test_keys_and_links_stay_inside(tmp_path: Path) -> None:
     for key in ("../outside/secret", "/etc/passwd"):
         with pytest.raises(InputError, match="leaves the folder"):
             store.get(key)
-    with pytest.raises(InputError, match="Symlink leaves the archive"):
+    with pytest.raises(InputError, match="symlink leaves the archive: link/secret .*put a copy"):
         store.get("link/secret")
 
 
@@ -79,6 +80,12 @@ def test_keys_and_links_stay_inside(tmp_path: Path) -> None:
         ("s3://bucket/x?X-Amz-Signature=1", "Credentials"),
         ("http://169.254.169.254/x", "not known"),
         ("simplecache::s3://bucket/x", "Chained"),
+        ("zip://a.zip::file:///x", "Chained"),
+        ("file://relative/x", "names the machine 'relative', not a path; write file:///FOLDER/NAME"),
+        ("file://relative", "names the machine 'relative'"),
+        ("file:///a%00b", "NUL character; check the path"),
+        ("a\0b", "NUL character; check the path"),
+        ("s3://[bucket/x", "cannot be read; write s3://BUCKET/PREFIX"),
     ],
 )
 def test_urls_that_are_refused(url: str, words: str) -> None:
@@ -88,3 +95,130 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
 
 def test_redacted_urls_hold_no_secret() -> None:
     assert redacted("s3://user:geheim@bucket/path?token=geheim") == "s3://bucket/path"
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("file:///a%20b/c.zarr", "/a b/c.zarr"),
+        ("file://localhost/a/b", "/a/b"),
+        ("file:///a#1?x=2/b", "/a#1?x=2/b"),
+        ("/a%20b/c", "/a%20b/c"),
+        ("/a#1?x=2/b::c", "/a#1?x=2/b::c"),
+    ],
+)
+def test_local_urls_name_paths(url: str, path: str) -> None:
+    check_url(url)
+    assert local_path(url) == Path(path)
+    assert redacted(url) == url
+
+
+def test_a_folder_in_the_place_of_an_object_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    store = open_store(str(tmp_path))
+    for key in ("folder", "file/below"):
+        assert not store.exists(key)
+        with pytest.raises(FileNotFoundError):
+            store.get(key)
+        with pytest.raises(InputError, match=f"{key} cannot be written in .*a folder or file lies where the other should"):
+            store.put(key, b"y")
+    with pytest.raises(InputError, match="file/below cannot be written"):
+        store.put_if_absent("file/below", b"y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_links_that_point_nowhere_are_no_objects_and_loops_are_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "root"))
+    store.put("a/1", b"x")
+    store.put("b/2", b"y")
+    (tmp_path / "root" / "a" / "inside").symlink_to("../b/2")
+    (tmp_path / "root" / "a" / "dangling").symlink_to("/nowhere/at/all")
+    assert sorted(entry.key for entry in store.list()) == ["a/1", "a/inside", "b/2"]
+    (tmp_path / "root" / "a" / "itself").symlink_to("itself")
+    for failing in (lambda: store.get("a/itself"), lambda: list(store.list())):
+        with pytest.raises(InputError, match="symbolic links in a loop: .*itself; replace the link"):
+            failing()
+    (tmp_path / "root" / "a" / "itself").unlink()
+    (tmp_path / "root" / "a" / "b").symlink_to("../b")
+    assert "a/b/2" in {entry.key for entry in store.list()}
+    (tmp_path / "root" / "b" / "a").symlink_to("../a")
+    with pytest.raises(InputError, match="symbolic links in a loop"):
+        list(store.list())
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for failing in (lambda: store.get("x" * 300), lambda: store.put("x" * 300, b""), lambda: store.child_names("x" * 300)):
+        with pytest.raises(InputError, match="name too long for this file system: .*x; check the path"):
+            failing()
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3-compatible server on this machine, with one bucket."""
+    import urllib.request
+
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"ENDPOINT_URL": f"http://{host}:{port}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+    for name, value in (environment | {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def test_objects_of_a_bucket(endpoint: str) -> None:
+    store = open_store("s3://bucket/a#b")
+    with pytest.raises(FileNotFoundError):
+        store.get("x/y")
+    assert not store.exists("x/y")
+    assert store.put_if_absent("x/y", b"12")
+    assert not store.put_if_absent("x/y", b"3")
+    assert (store.get("x/y"), store.child_names("x")) == (b"12", ("y",))
+    assert [(entry.key, entry.size_bytes) for entry in open_store("s3://bucket").list()] == [("a#b/x/y", 2)]
+
+
+def test_a_bucket_that_cannot_be_used_is_one_line(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def messages(url: str) -> list[str]:
+        store, found = open_store(url), []
+        for failing in (lambda: store.get("x"), lambda: store.put("x", b""), lambda: list(store.list()), store.child_names):
+            with pytest.raises(InputError) as caught:
+                failing()
+            found.append(str(caught.value))
+            assert "\n" not in found[-1]
+            assert "Generic" not in found[-1]
+        return found
+
+    assert all("s3://absent" in text and "the bucket does not exist; check its name" in text for text in messages("s3://absent"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(InputError, match="s3://bucket/x cannot be used: the server does not answer; check AWS_ENDPOINT_URL"):
+        open_store("s3://bucket").get("x")
+    assert time.monotonic() - start < 10
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
+    assert all("AWS_ALLOW_HTTP=true" in text for text in messages("s3://bucket"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Error performing PUT http://169.254.169.254/latest/api/token in 1s",
+            "no credentials were found; set AWS_ACCESS_KEY_ID",
+        ),
+        ("non-2xx status code: 403 Forbidden: <Error>", "permission denied; check AWS_ACCESS_KEY_ID"),
+        ("redirect without LOCATION, this normally indicates an incorrectly configured region", "set AWS_REGION"),
+        ("Generic S3 error: 503 Slow down\n\nDebug source: Generic {", "503 Slow down; try again later"),
+    ],
+)
+def test_what_errors_of_object_stores_mean(text: str, words: str) -> None:
+    from obstore.exceptions import GenericError
+
+    with pytest.raises(InputError, match=words), storage_errors("s3://bucket/x"):
+        raise GenericError(text)
