@@ -59,7 +59,7 @@ def _read_node(store: Store, path: str) -> _Node | None:
     folder = f"{path}/" if path else ""
     names = set(store.child_names(path))
     if "zarr.json" in names:
-        document = read_document(store, f"{folder}zarr.json")
+        document = read_document(store, f"{folder}zarr.json") or {}
         if document.get("zarr_format") != 3:
             raise VolumeError(
                 f"unsupported zarr_format {repr(document.get('zarr_format'))[:60]}: {store.url}/{folder}zarr.json; 2 and 3 are read."
@@ -71,9 +71,9 @@ def _read_node(store: Store, path: str) -> _Node | None:
             return _Node(True, document, attributes, 3)
         ome = attributes.get("ome", {})
         return _Node(False, document, ome if isinstance(ome, dict) else {}, 3)
-    attributes = read_document(store, f"{folder}.zattrs") if ".zattrs" in names else {}
+    attributes = read_document(store, f"{folder}.zattrs") or {} if ".zattrs" in names else {}
     if ".zarray" in names:
-        return _Node(True, read_document(store, f"{folder}.zarray"), attributes, 2)
+        return _Node(True, read_document(store, f"{folder}.zarray") or {}, attributes, 2)
     if ".zgroup" in names or ".zattrs" in names:
         return _Node(False, {"attributes": attributes}, attributes, 2)
     return None

@@ -6,6 +6,7 @@ Knows no voxels. Limits keep hostile or damaged metadata from allocating memory.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,16 +17,16 @@ import numpy as np
 from unet_core.errors import VolumeError
 from unet_core.geometry import Shape
 from unet_core.store import Store
+from unet_core.volumes.zarr_codecs import REWRITE, check_sizes, check_version2, check_version3
 
 MAX_METADATA_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 512 << 20
 MAX_DEPTH = 64
 MAX_AXES = 6
 
-_V3_CODECS = {"bytes", "transpose", "zstd", "gzip", "blosc", "crc32c", "sharding_indexed"}
-_V2_COMPRESSORS = {"zstd", "blosc", "gzip", "zlib", "lz4", "bz2", "lzma"}
-_V2_FILTERS = {"delta", "shuffle", "crc32", "adler32", "fixedscaleoffset"}
-_CODE_RUNNERS = {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-array", "vlen-bytes"}
+_RESTORE = "restore it from the original, or " + REWRITE
+_V2_TYPE = re.compile(r"[<>|](b1|[iu][1248]|f[248])")
+
 _V3_TYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 
 
@@ -40,8 +41,8 @@ class ArrayMetadata:
         object_shape: that one stored object covers: a shard, or a chunk without sharding.
         dtype: native byte order.
         names: of the dimensions, or None.
-        attributes: of the user.
-        compressor: name of the outermost codec, or None.
+        document: that says all this, as written.
+        compressor: name of the codec that is undone first, or None.
         separator: between the indices of a key.
         prefix: of a key, "c" or "".
     """
@@ -52,49 +53,62 @@ class ArrayMetadata:
     object_shape: Shape
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None
-    attributes: Mapping[str, Any]
+    document: Mapping[str, Any]
     compressor: str | None
     separator: str
     prefix: str
-
-    @property
-    def is_sharded(self) -> bool:
-        return self.chunk_shape != self.object_shape
 
     def key(self, position: Shape) -> str:
         """Key of the stored object at ``position`` in the grid of objects, relative to the array."""
         parts = ([self.prefix] if self.prefix else []) + [str(number) for number in position]
         return self.separator.join(parts)
 
+    def position(self, key: str) -> Shape | None:
+        """The position whose key this is, or None if it is no key of a stored chunk."""
+        parts = key.split(self.separator)
+        if self.prefix:
+            parts = parts[1:]
+        if len(parts) != len(self.shape) or not all(part.isdecimal() and len(part) < 20 for part in parts):
+            return None
+        position = tuple(int(part) for part in parts)
+        return position if self.key(position) == key else None
+
     @property
     def chunk_bytes(self) -> int:
         return prod(self.chunk_shape) * self.dtype.itemsize
 
 
-def read_document(store: Store, key: str) -> dict[str, Any]:
-    """A JSON object of metadata.
+def read_document(store: Store, key: str) -> dict[str, Any] | None:
+    """A JSON object of metadata, or None if there is no such file.
 
     Raises:
         VolumeError: if it is empty, too large, too deep, not JSON, or not an object.
     """
     where = f"{store.url.rstrip('/')}/{key}"
-    data = store.get(key)
+    try:
+        data = store.get(key)
+    except FileNotFoundError:
+        return None
     if not data.strip():
-        raise VolumeError(f"metadata is empty: {where}.")
+        raise VolumeError(f"metadata is empty: {where}; {_RESTORE}.")
     if len(data) > MAX_METADATA_BYTES:
-        raise VolumeError(f"metadata larger than the 1 MiB limit: {where} has {len(data)} bytes.")
+        raise VolumeError(
+            f"metadata larger than the 1 MiB limit: {where} has {len(data)} bytes; move what is no metadata out of it."
+        )
     try:
         value = json.loads(data)
     except json.JSONDecodeError as error:
-        raise VolumeError(f"metadata is not valid JSON at {error.lineno}:{error.colno}: {where}.") from None
+        raise VolumeError(f"metadata is not valid JSON at {error.lineno}:{error.colno}: {where}; {_RESTORE}.") from None
     except UnicodeDecodeError:
-        raise VolumeError(f"metadata is not valid JSON at 1:1: {where} is not text.") from None
+        raise VolumeError(f"metadata is not valid JSON at 1:1: {where} is not text; {_RESTORE}.") from None
+    except ValueError:
+        raise VolumeError(f"metadata is not valid JSON: {where} holds a number of thousands of digits; {_RESTORE}.") from None
     except RecursionError:
-        raise VolumeError(f"metadata nested too deep: {where}.") from None
+        raise VolumeError(f"metadata nested too deep: {where}; {_RESTORE}.") from None
     if not isinstance(value, dict):
-        raise VolumeError(f"metadata must be an object: {where} holds a {type(value).__name__}.")
+        raise VolumeError(f"metadata must be an object: {where} holds a {type(value).__name__}; {_RESTORE}.")
     if _depth(value) > MAX_DEPTH:
-        raise VolumeError(f"metadata nested too deep: {where}.")
+        raise VolumeError(f"metadata nested too deep: {where}, deeper than {MAX_DEPTH} levels; {_RESTORE}.")
     return value
 
 
@@ -123,42 +137,30 @@ def array_metadata(document: Mapping[str, Any], attributes: Mapping[str, Any], w
         VolumeError: naming the field and its value.
     """
     version = document.get("zarr_format")
-    if version == 3:
-        return _version3(document, where)
-    if version == 2:
-        return _version2(document, attributes, where)
-    raise VolumeError(f"unsupported zarr_format {version!r}: {where}; versions 2 and 3 are read.")
+    if type(version) is not int or version not in (2, 3):
+        raise VolumeError(f"unsupported zarr_format {repr(version)[:60]}: {where}; 2 and 3 are read, {REWRITE}.")
+    return _version3(document, where) if version == 3 else _version2(document, attributes, where)
 
 
 def _version3(document: Mapping[str, Any], where: str) -> ArrayMetadata:
-    shape = _sizes(document.get("shape"), "shape", where, smallest=0)
+    shape = check_sizes(document.get("shape"), "shape", where, smallest=0)
     grid = document.get("chunk_grid")
     if not isinstance(grid, dict) or grid.get("name") != "regular":
-        raise VolumeError(f"chunk_grid of {where} is not regular; regular grids are read.")
-    object_shape = _sizes(_configuration(grid).get("chunk_shape"), "chunk_shape", where, smallest=1)
+        raise VolumeError(f"chunk_grid of {where} is not regular; {REWRITE}, with equal chunks.")
+    object_shape = check_sizes(_configuration(grid).get("chunk_shape"), "chunk_shape", where, smallest=1)
     data_type = document.get("data_type")
     if not isinstance(data_type, str) or data_type not in _V3_TYPES:
-        raise VolumeError(f"unsupported data_type {data_type!r}: {where}; integers, floats and bool are read.")
-    codecs = _codec_list(document.get("codecs"), where)
-    chunk_shape = object_shape
-    if codecs and codecs[0][0] == "sharding_indexed":
-        inner = codecs[0][1]
-        chunk_shape = _sizes(inner.get("chunk_shape"), "chunk_shape", where, smallest=1)
-        if len(chunk_shape) != len(object_shape) or any(a % b for a, b in zip(object_shape, chunk_shape, strict=False)):
-            raise VolumeError(f"shard {object_shape} of {where} is not a multiple of its chunk {chunk_shape}.")
-        _codec_list(inner.get("codecs"), where)
-        _codec_list(inner.get("index_codecs", []), where)
+        raise VolumeError(f"unsupported data_type {repr(data_type)[:60]}: {where}; write it again as integers, floats or bool.")
+    chunk_shape, codec = check_version3(document.get("codecs"), object_shape, where)
     encoding = document.get("chunk_key_encoding", {"name": "default"})
     name, settings = (encoding.get("name"), _configuration(encoding)) if isinstance(encoding, dict) else (encoding, {})
-    if name not in ("default", "v2"):
-        raise VolumeError(f"chunk_key_encoding {name!r} of {where} is not known; default and v2 are read.")
     separator = settings.get("separator", "/" if name == "default" else ".")
+    if name not in ("default", "v2") or separator not in ("/", "."):
+        raise VolumeError(f"chunk_key_encoding {str(encoding)[:60]} of {where} is not known; default and v2 are read, {REWRITE}.")
     names = document.get("dimension_names")
     if names is not None and (not isinstance(names, list) or len(names) != len(shape)):
-        raise VolumeError(f"axes: dimension_names of {where} is {names!r} for {len(shape)} dims.")
-    attributes = document.get("attributes") or {}
+        raise VolumeError(f"axes: dimension_names of {where} is {repr(names)[:60]} for {len(shape)} dims; name each, or none.")
     known = tuple(names) if names and all(isinstance(entry, str) for entry in names) else None
-    outer = codecs[-1][0] if codecs and codecs[0][0] != "sharding_indexed" else None
     return _checked(
         ArrayMetadata(
             3,
@@ -167,8 +169,8 @@ def _version3(document: Mapping[str, Any], where: str) -> ArrayMetadata:
             object_shape,
             np.dtype(data_type),
             known,
-            attributes,
-            outer,
+            document,
+            codec,
             separator,
             "c" if name == "default" else "",
         ),
@@ -177,74 +179,44 @@ def _version3(document: Mapping[str, Any], where: str) -> ArrayMetadata:
 
 
 def _version2(document: Mapping[str, Any], attributes: Mapping[str, Any], where: str) -> ArrayMetadata:
-    shape = _sizes(document.get("shape"), "shape", where, smallest=0)
-    chunk_shape = _sizes(document.get("chunks"), "chunk_shape", where, smallest=1)
+    shape = check_sizes(document.get("shape"), "shape", where, smallest=0)
+    chunk_shape = check_sizes(document.get("chunks"), "chunk_shape", where, smallest=1)
     stated = document.get("dtype")
-    try:
-        dtype = np.dtype(stated) if isinstance(stated, str) else None
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.kind not in "biuf" or dtype.itemsize > 8:
+    if not isinstance(stated, str) or not _V2_TYPE.fullmatch(stated):
         raise VolumeError(
             f"unsupported data_type {str(stated)[:40]!r}: {where}; need an integer or float type that float32 holds exactly, or --cast."
         )
-    compressor = document.get("compressor")
-    for codec, allowed in [(compressor, _V2_COMPRESSORS), *((entry, _V2_FILTERS) for entry in document.get("filters") or [])]:
-        if codec is not None:
-            _check_codec(codec.get("id") if isinstance(codec, dict) else codec, allowed, where)
+    dtype = np.dtype(stated)
+    compressor = check_version2(document.get("compressor"), document.get("filters"), where)
     separator = document.get("dimension_separator", ".")
     if separator not in (".", "/"):
-        raise VolumeError(f"dimension_separator {separator!r} of {where} is not known; '.' and '/' are read.")
+        raise VolumeError(
+            f"dimension_separator {str(separator)[:40]!r} of {where} is not known; '.' and '/' are read, {REWRITE}."
+        )
     names = attributes.get("_ARRAY_DIMENSIONS")
-    known = tuple(names) if isinstance(names, list) and len(names) == len(shape) else None
-    name = compressor.get("id") if isinstance(compressor, dict) else None
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    known = tuple(names) if names and are_names and len(names) == len(shape) else None
     return _checked(
-        ArrayMetadata(2, shape, chunk_shape, chunk_shape, dtype.newbyteorder("="), known, attributes, name, separator, ""), where
+        ArrayMetadata(2, shape, chunk_shape, chunk_shape, dtype.newbyteorder("="), known, document, compressor, separator, ""),
+        where,
     )
 
 
 def _checked(metadata: ArrayMetadata, where: str) -> ArrayMetadata:
     if len(metadata.object_shape) != len(metadata.shape):
-        raise VolumeError(f"chunk_shape has {len(metadata.object_shape)} dims, shape {len(metadata.shape)}: {where}.")
+        raise VolumeError(f"chunk_shape has {len(metadata.object_shape)} dims, shape {len(metadata.shape)}: {where}; {REWRITE}.")
     if len(metadata.shape) > MAX_AXES:
-        raise VolumeError(f"{where} has {len(metadata.shape)} dims; at most {MAX_AXES} are read.")
+        raise VolumeError(f"{where} has {len(metadata.shape)} dims; at most {MAX_AXES} are read, store it as several arrays.")
     if 0 in metadata.shape:
-        raise VolumeError(f"array is empty: {where} has shape {metadata.shape}.")
+        raise VolumeError(f"array is empty: {where} has shape {metadata.shape}; {REWRITE}.")
     if metadata.chunk_bytes > MAX_CHUNK_BYTES:
         raise VolumeError(
-            f"chunk larger than max_chunk_bytes: {metadata.chunk_bytes} bytes against {MAX_CHUNK_BYTES} in {where}."
+            f"chunk larger than max_chunk_bytes: {metadata.chunk_bytes} bytes against {MAX_CHUNK_BYTES} in {where}; "
+            "write it again with smaller chunks."
         )
     return metadata
-
-
-def _sizes(value: Any, name: str, where: str, smallest: int) -> Shape:
-    if not isinstance(value, list) or not value or any(type(size) is not int for size in value):
-        raise VolumeError(f"{name} must be integers: {where} has {str(value)[:60]}.")
-    for axis, size in enumerate(value):
-        if size < smallest:
-            raise VolumeError(f"{name}[{axis}] = {size}: {where}; it must be at least {smallest}.")
-    return tuple(value)
 
 
 def _configuration(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     found = entry.get("configuration", {})
     return found if isinstance(found, dict) else {}
-
-
-def _codec_list(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(value, list):
-        raise VolumeError(f"codecs of {where} must be a list, it is {str(value)[:40]!r}.")
-    result = []
-    for entry in value:
-        name = entry.get("name") if isinstance(entry, dict) else entry
-        _check_codec(name, _V3_CODECS, where)
-        result.append((str(name), _configuration(entry) if isinstance(entry, dict) else {}))
-    return result
-
-
-def _check_codec(name: Any, allowed: set[str], where: str) -> None:
-    bare = str(name).removeprefix("numcodecs.")
-    if bare in _CODE_RUNNERS:
-        raise VolumeError(f"codec '{bare}' refused: executes code or decodes objects, in {where}.")
-    if name not in allowed:
-        raise VolumeError(f"codec '{str(name)[:40]}' not allowed in {where}; {', '.join(sorted(allowed))} are.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,92 +10,11 @@ import pytest
 import tifffile
 import zarr
 
+from tests.unet_core.volumes.test_zarr_metadata import array, assert_one_line, edited, setting
 from unet_core.errors import VolumeError
 from unet_core.geometry import Box
 from unet_core.volumes import open_volume
 from unet_core.volumes.protocol import check_intensity_dtype
-
-Edit = Callable[[dict[str, Any]], None]
-
-
-def array(folder: Path, **options: Any) -> Path:
-    data = np.random.default_rng(0).integers(1, 255, (40, 50)).astype("u1")
-    zarr.create_array(folder, data=data, **({"chunks": (16, 16)} | options))
-    return folder
-
-
-def edited(folder: Path, name: str, edit: Edit) -> Path:
-    document = json.loads((folder / name).read_text())
-    edit(document)
-    (folder / name).write_text(json.dumps(document))
-    return folder
-
-
-def setting(path: str, value: Any) -> Edit:
-    def edit(document: dict[str, Any]) -> None:
-        node: Any = document
-        *parents, last = path.split(".")
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        node[int(last) if isinstance(node, list) else last] = value
-
-    return edit
-
-
-V3 = [
-    ("9 zarr_format", "zarr_format", 4, "unsupported zarr_format 4"),
-    ("10 negative", "shape", [-1, 50], r"shape\[0\] = -1"),
-    ("11 float", "shape", [40.5, 50], "shape must be integers"),
-    ("11 string", "shape", "40", "shape must be integers"),
-    ("12 chunk 0", "chunk_grid.configuration.chunk_shape", [0, 16], r"chunk_shape\[0\] = 0"),
-    ("13 chunk ndim", "chunk_grid.configuration.chunk_shape", [16], "chunk_shape has 1 dims, shape 2"),
-    ("15 huge chunk", "chunk_grid.configuration.chunk_shape", [10**9, 10**9], "chunk larger than max_chunk_bytes"),
-    ("16 empty", "shape", [0, 1024], "array is empty"),
-    ("17 dtype", "data_type", "uint7", "unsupported data_type 'uint7'"),
-    ("18 complex", "data_type", "complex64", "unsupported data_type"),
-    ("20 codec", "codecs", [{"name": "bytes"}, {"name": "evil"}], "codec 'evil' not allowed"),
-    ("21 pickle", "codecs", [{"name": "numcodecs.pickle"}], "codec 'pickle' refused: executes code"),
-    ("35 names", "dimension_names", ["y"], "axes"),
-]
-
-
-@pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in V3], ids=[case[0] for case in V3])
-def test_version_3_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match=words):
-        open_volume(str(edited(array(tmp_path / "a"), "zarr.json", setting(path, value))))
-
-
-V2 = [
-    ("18 object", "dtype", "|O", "float32 holds exactly, or --cast"),
-    ("18 structured", "dtype", [["a", "<i4"]], "unsupported data_type"),
-    ("18 string", "dtype", "<U4", "unsupported data_type"),
-    ("20 codec", "compressor", {"id": "evil"}, "codec 'evil' not allowed"),
-    ("21 pickle", "compressor", {"id": "pickle"}, "codec 'pickle' refused: executes code"),
-    ("21 filter", "filters", [{"id": "pickle"}], "codec 'pickle' refused: executes code"),
-]
-
-
-@pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in V2], ids=[case[0] for case in V2])
-def test_version_2_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match=words):
-        open_volume(str(edited(array(tmp_path / "a", zarr_format=2), ".zarray", setting(path, value))))
-
-
-DOCUMENTS = [
-    ("4 empty", b"", "metadata is empty"),
-    ("5 truncated", b'{"zarr_format": 3,\n "shape": [', r"metadata is not valid JSON at 2:12"),
-    ("6 list", b"[1, 2]", "metadata must be an object"),
-    ("7 deep", b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "metadata nested too deep"),
-    ("7 deeper than we read", b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", "metadata nested too deep"),
-    ("8 large", b'{"a": "' + b"x" * (2 << 20) + b'"}', "larger than the 1 MiB limit"),
-]
-
-
-@pytest.mark.parametrize(("data", "words"), [case[1:] for case in DOCUMENTS], ids=[case[0] for case in DOCUMENTS])
-def test_documents_that_are_no_metadata(data: bytes, words: str, tmp_path: Path) -> None:
-    (array(tmp_path / "a") / "zarr.json").write_bytes(data)
-    with pytest.raises(VolumeError, match=words):
-        open_volume(str(tmp_path / "a"))
 
 
 def test_paths_that_are_no_image(tmp_path: Path) -> None:
@@ -121,6 +38,12 @@ def test_paths_that_are_no_image(tmp_path: Path) -> None:
         with pytest.raises(Exception, match=words) as caught:
             open_volume(url)
         assert "secret" not in str(caught.value)
+
+
+def test_local_urls_with_special_characters(tmp_path: Path) -> None:
+    folder = array(tmp_path / "a b#1?x::y")
+    for url in (str(folder), f"file://{folder}", f"file://localhost{str(folder).replace(' ', '%20')}"):
+        assert open_volume(url).read(Box((0, 0), (3, 3))).any()
 
 
 def ome(folder: Path) -> Path:
@@ -151,8 +74,9 @@ OME = [
 @pytest.mark.parametrize(("path", "value", "words"), [case[1:] for case in OME], ids=[case[0] for case in OME])
 def test_ome_metadata(path: str, value: Any, words: str, tmp_path: Path) -> None:
     assert open_volume(str(ome(tmp_path / "a"))).axes == "yx"
-    with pytest.raises(VolumeError, match=words):
+    with pytest.raises(VolumeError, match=words) as caught:
         open_volume(str(edited(tmp_path / "a", "zarr.json", setting(path, value))))
+    assert_one_line(caught.value)
 
 
 def test_a_group_without_multiscales_lists_what_it_holds(tmp_path: Path) -> None:
