@@ -1,200 +1,113 @@
-"""Zarr nodes: which array a URL means, and what OME metadata (0.4, 0.5) says of it. Reads no voxel."""
+"""Which array of a Zarr archive a URL means, and how the image it belongs to is laid out. Reads no voxel."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from dataclasses import replace
 
 from unet_core.errors import VolumeError
 from unet_core.geometry import Shape
-from unet_core.store import Store, open_store
+from unet_core.store import Store
+from unet_core.volumes.ome_metadata import Lengths, Numbers, Transform, find_level, lengths, multiscale_of, transform_of
 from unet_core.volumes.protocol import Layout, Level, Selection, Volume, choose_channels, choose_time
 from unet_core.volumes.zarr_array import ZarrVolume, canonical, metadata_hash, plain_axes
-from unet_core.volumes.zarr_metadata import ArrayMetadata, array_metadata, read_document
-
-VERSIONS = ("0.4", "0.5")
-UNIT_UM = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "meter": 1e6,
-}
-_MAX_LISTED = 12
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A group or array: its document, its attributes (those below ``ome`` in version 3), and the version of Zarr."""
-
-    is_array: bool
-    document: Mapping[str, Any]
-    attributes: Mapping[str, Any]
-    zarr_format: int
+from unet_core.volumes.zarr_codecs import REWRITE
+from unet_core.volumes.zarr_metadata import ArrayMetadata, array_metadata
+from unet_core.volumes.zarr_nodes import Node, groups_around, listed, locate, read_node, series_of, what_else
 
 
 def open_node(url: str, selection: Selection) -> Volume:
     """Open the Zarr array or OME-Zarr image at ``url``.
 
+    An array that is a level of an OME-Zarr image has the axes, lengths and time points that the image states.
+
     Raises:
         VolumeError: if there is none, or several; then with their URLs.
     """
-    store = open_store(url)
-    node = _read_node(store, "")
+    store, path = locate(url)
+    node = read_node(store, path)
     if node is None:
-        raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}.")
+        raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}; point to a folder that holds one.")
     if node.is_array:
-        return _plain(store, node, url, selection)
-    multiscales = node.attributes.get("multiscales")
-    if multiscales is None:
-        raise VolumeError(_what_else(store, node, url))
-    return _image(store, node, multiscales, url, selection)
+        return _array(store, path, node, url, selection)
+    if node.attributes.get("multiscales") is not None:
+        return _image(store, path, node, url, url, selection)
+    series = series_of(store, path, node, url)
+    if series:
+        return _one_of(store, path, series, url, selection)
+    raise VolumeError(what_else(store, path, node, url))
 
 
-def _read_node(store: Store, path: str) -> _Node | None:
-    folder = f"{path}/" if path else ""
-    names = set(store.child_names(path))
-    if "zarr.json" in names:
-        document = read_document(store, f"{folder}zarr.json") or {}
-        if document.get("zarr_format") != 3:
-            raise VolumeError(
-                f"unsupported zarr_format {repr(document.get('zarr_format'))[:60]}: {store.url}/{folder}zarr.json; 2 and 3 are read."
-            )
-        attributes = document.get("attributes") or {}
-        if not isinstance(attributes, dict):
-            raise VolumeError(f"attributes of {store.url}/{path} must be an object.")
-        if document.get("node_type") == "array":
-            return _Node(True, document, attributes, 3)
-        ome = attributes.get("ome", {})
-        return _Node(False, document, ome if isinstance(ome, dict) else {}, 3)
-    attributes = read_document(store, f"{folder}.zattrs") or {} if ".zattrs" in names else {}
-    if ".zarray" in names:
-        return _Node(True, read_document(store, f"{folder}.zarray") or {}, attributes, 2)
-    if ".zgroup" in names or ".zattrs" in names:
-        return _Node(False, {"attributes": attributes}, attributes, 2)
-    return None
-
-
-def _what_else(store: Store, node: _Node, url: str) -> str:
-    """Why a group is no image, with what lies in it."""
-    base = url.rstrip("/")
-    plate = node.attributes.get("plate")
-    if isinstance(plate, dict):
-        wells = [well.get("path") for well in plate.get("wells", []) if isinstance(well, dict)]
-        return f"{url} is a plate of {len(wells)} wells; name one image, e.g. {_listed([f'{base}/{well}/0' for well in wells])}."
-    well = node.attributes.get("well")
-    if isinstance(well, dict):
-        fields = [entry.get("path") for entry in well.get("images", []) if isinstance(entry, dict)]
-        return f"{url} is a well of {len(fields)} images; name one: {_listed([f'{base}/{field}' for field in fields])}."
-    labels = node.attributes.get("labels")
-    if isinstance(labels, list):
-        return f"{url} lists label images; name one: {_listed([f'{base}/{name}' for name in labels])}."
-    images: list[str] = []
-    arrays: list[str] = []
-    for name in store.child_names():
-        child = _read_node(store, name) if not name.startswith(".") and not name.endswith(".json") else None
-        if child is not None:
-            (arrays if child.is_array else images).append(f"{base}/{name}")
-    if images or arrays:
-        return f"no OME multiscales in {url}; it holds several images or arrays, name one: {_listed(images or arrays)}."
-    return f"no OME multiscales and no array in {url}."
-
-
-def _listed(urls: Sequence[str]) -> str:
-    more = f" and {len(urls) - _MAX_LISTED} more" if len(urls) > _MAX_LISTED else ""
-    return ", ".join(urls[:_MAX_LISTED]) + more
-
-
-def _plain(store: Store, node: _Node, url: str, selection: Selection) -> Volume:
-    metadata = array_metadata(node.document, node.attributes, url)
+def _array(store: Store, path: str, node: Node, url: str, selection: Selection) -> Volume:
     if selection.level:
         raise VolumeError(f"level {selection.level} of {url} does not exist; it is a single array, level 0.")
+    for around, above, group, group_url, inside in groups_around(store, path, url):
+        found = find_level(group, inside)
+        if found is not None:
+            series, level = found
+            chosen = replace(selection, series=series, level=level)
+            return _image(around, above, group, group_url, url, chosen, alone=True)
+    metadata = array_metadata(node.document, node.attributes, url)
     axes = plain_axes(metadata, url)
-    return _volume(store, "", axes, url, selection, [metadata], [], None, {"metadata": metadata_hash(node.document)})
+    levels = [(metadata, Transform(None, (0.0,) * len(axes)))]
+    return _volume(store, path, axes, url, selection, levels, Lengths(None, (), None), {"metadata": metadata_hash(node.document)})
 
 
-def _image(store: Store, node: _Node, multiscales: Any, url: str, selection: Selection) -> Volume:
-    level, series = selection.level, selection.series
-    if not isinstance(multiscales, list) or not multiscales or not all(isinstance(entry, dict) for entry in multiscales):
-        raise VolumeError(f"multiscales of {url} must be a list of objects.")
-    if len(multiscales) > 1 and series is None:
-        names = "; ".join(f"--series {number}: {str(entry.get('name'))[:40]}" for number, entry in enumerate(multiscales))
-        raise VolumeError(f"{url} holds {len(multiscales)} images: {names}; choose one.")
-    if not 0 <= (series or 0) < len(multiscales):
-        raise VolumeError(f"series {series} of {url} does not exist; it holds {len(multiscales)}.")
-    multiscale = multiscales[series or 0]
-    version = node.attributes.get("version") if node.zarr_format == 3 else multiscale.get("version", "0.4")
-    if version not in VERSIONS:
-        raise VolumeError(f'version "{str(version)[:20]}" of OME-Zarr in {url} is not read; {" and ".join(VERSIONS)} are.')
-    axes, units = _axes(multiscale.get("axes"), url)
-    datasets = multiscale.get("datasets")
-    if not isinstance(datasets, list) or not datasets:
-        raise VolumeError(f"datasets of {url} lists no level.")
-    metadata, transforms = [], []
-    for number, dataset in enumerate(datasets):
-        path = dataset.get("path") if isinstance(dataset, dict) else None
-        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise VolumeError(f"path leaves the group: level {number} of {url} is {str(path)[:60]!r}.")
-        child = _read_node(store, path)
+def _one_of(store: Store, path: str, series: Sequence[str], url: str, selection: Selection) -> Volume:
+    """One image of a file that bioformats2raw has converted, which may hold several."""
+    number = selection.series
+    names = [f"{url.rstrip('/')}/{entry.removeprefix(f'{path}/')}" for entry in series]
+    if number is None and len(series) > 1:
+        shown = listed([f"--series {index}: {name}" for index, name in enumerate(names)], "; ")
+        raise VolumeError(f"{url} holds {len(series)} images, name one: {shown}.")
+    if not 0 <= (number or 0) < len(series):
+        raise VolumeError(f"series {number} of {url} does not exist; it has 0 to {len(series) - 1}.")
+    image = series[number or 0]
+    node = read_node(store, image)
+    if node is None or node.attributes.get("multiscales") is None:
+        raise VolumeError(f"series {number or 0} '{image}' missing in {url}, or no image; choose another, or copy it again.")
+    return _image(store, image, node, names[number or 0], url, replace(selection, series=None))
+
+
+def _image(store: Store, path: str, node: Node, image_url: str, url: str, selection: Selection, *, alone: bool = False) -> Volume:
+    """Open a level of an image.
+
+    Args:
+        store: that holds it.
+        path: of its group in there.
+        node: the group.
+        image_url: of the group, for messages.
+        url: that the user gave.
+        selection: what of it is meant.
+        alone: whether the chosen level is to be the only one, since the URL names its array.
+    """
+    multiscale = multiscale_of(node, selection.series, image_url)
+    axes, level = multiscale.axes, selection.level
+    if level >= len(multiscale.paths):
+        raise VolumeError(f"level {level} of {image_url} does not exist; it has levels 0 to {len(multiscale.paths) - 1}.")
+    every = []
+    for number, inside in enumerate(multiscale.paths):
+        array = f"{path}/{inside}" if path else inside
+        child = read_node(store, array)
         if child is None or not child.is_array:
-            raise VolumeError(f"level {number} '{path}' missing in {url}.")
-        entry = array_metadata(child.document, child.attributes, f"{url.rstrip('/')}/{path}")
-        if len(entry.shape) != len(axes):
-            raise VolumeError(f"axes: {len(axes)} names, {len(entry.shape)} dims in {url}.")
-        metadata.append(entry)
-        transforms.append(_transform(dataset, multiscale, len(axes), url))
-    if level >= len(datasets):
-        raise VolumeError(f"level {level} of {url} does not exist; it has levels 0 to {len(datasets) - 1}.")
-    hashes = {
-        "metadata": metadata_hash(
-            {"group": multiscale, "array": {"shape": metadata[level].shape, "key": metadata[level].key((0,) * len(axes))}}
-        )
-    }
-    return _volume(store, datasets[level]["path"], axes, url, selection, metadata, transforms, units, hashes)
-
-
-def _axes(value: Any, url: str) -> tuple[str, list[str | None]]:
-    if not isinstance(value, list) or not all(isinstance(axis, dict) and isinstance(axis.get("name"), str) for axis in value):
-        raise VolumeError(f"axes: missing or unnamed in {url}.")
-    names = [axis["name"] for axis in value]
-    joined = "".join(names)
-    if len(set(names)) != len(names):
-        raise VolumeError(f"axes: {', '.join(names)} in {url} names one twice.")
-    if (
-        any(len(name) != 1 for name in names)
-        or joined not in ("".join(a for a in "tczyx" if a in joined),)
-        or not joined.endswith("yx")
-    ):
-        raise VolumeError(f"axes: {', '.join(names)[:80]} in {url}; a subset of t c z y x in that order, ending in y x, is read.")
-    return joined, [axis.get("unit") for axis in value]
-
-
-def _transform(
-    dataset: Mapping[str, Any], multiscale: Mapping[str, Any], count: int, url: str
-) -> tuple[list[float], list[float]]:
-    scale, translation = [1.0] * count, [0.0] * count
-    for source in (dataset, multiscale):
-        for step in source.get("coordinateTransformations") or []:
-            kind = step.get("type") if isinstance(step, dict) else None
-            values = step.get(kind) if kind in ("scale", "translation") else None
-            if kind == "identity":
-                continue
-            if not isinstance(values, list) or len(values) != count or not all(isinstance(v, int | float) for v in values):
-                raise VolumeError(
-                    f"coordinateTransformations of {url} has {str(kind)[:30]!r} of {str(values)[:40]} for {count} axes."
-                )
-            if kind == "scale":
-                if not all(math.isfinite(value) and value > 0 for value in values):
-                    raise VolumeError(f"voxel size must be > 0: scale {values} in {url}.")
-                scale = [a * b for a, b in zip(scale, values, strict=True)]
-                translation = [a * b for a, b in zip(translation, values, strict=True)] if source is multiscale else translation
-            else:
-                translation = [a + b for a, b in zip(translation, values, strict=True)]
-    return scale, translation
+            raise VolumeError(f"level {number} '{inside}' missing in {image_url}; copy it again, or {REWRITE}.")
+        metadata = array_metadata(child.document, child.attributes, f"{image_url.rstrip('/')}/{inside}")
+        if len(metadata.shape) != len(axes):
+            raise VolumeError(f"axes: {len(axes)} names, {len(metadata.shape)} dims in {image_url}; correct the metadata.")
+        every.append((metadata, transform_of(multiscale, number, image_url)))
+    opened = every[level][0]
+    stated = {"shape": opened.shape, "key": opened.key((0,) * len(axes))}
+    hashes = {"metadata": metadata_hash({"group": multiscale.document, "array": stated})}
+    array = f"{path}/{multiscale.paths[level]}" if path else multiscale.paths[level]
+    places = [axes.index(axis) for axis in "zyx" if axis in axes]
+    units = lengths(
+        "".join(axes[place] for place in places),
+        [multiscale.units[place] for place in places],
+        [opened.shape[place] for place in places],
+    )
+    if alone:
+        every, selection = [every[level]], replace(selection, level=0)
+    return _volume(store, array, axes, url, selection, every, units, hashes)
 
 
 def _volume(
@@ -203,12 +116,11 @@ def _volume(
     disk_axes: str,
     url: str,
     selection: Selection,
-    every_level: Sequence[ArrayMetadata],
-    transforms: Sequence[tuple[list[float], list[float]]],
-    units: Sequence[str | None] | None,
+    every_level: Sequence[tuple[ArrayMetadata, Transform]],
+    units: Lengths,
     hashes: Mapping[str, str],
 ) -> Volume:
-    level, metadata = selection.level, every_level[selection.level]
+    metadata, transform = every_level[selection.level]
     time = choose_time(selection.time, metadata.shape[disk_axes.index("t")] if "t" in disk_axes else 1, url)
     axes = "".join(axis for axis in "czyx" if axis in disk_axes)
     spatial = axes.removeprefix("c")
@@ -217,27 +129,23 @@ def _volume(
     def shape_of(entry: ArrayMetadata) -> Shape:
         return (len(channels),) * (len(axes) - len(spatial)) + canonical(disk_axes, entry.shape)[-len(spatial) :]
 
-    def along(values: Sequence[float]) -> tuple[float, ...]:
-        return tuple(float(values[disk_axes.index(axis)]) for axis in spatial)
+    def along(values: Numbers, factors: Numbers) -> Numbers:
+        return tuple(values[disk_axes.index(axis)] * factor for axis, factor in zip(spatial, factors, strict=True))
 
-    named = {units[disk_axes.index(axis)] for axis in spatial} if units else {None}
-    unit = named.pop() if len(named) == 1 else None
-    factor = UNIT_UM.get(unit or "")
-
-    def size(number: int) -> tuple[float, ...] | None:
-        return tuple(step * factor for step in along(transforms[number][0])) if transforms and factor else None
+    def voxel_size(entry: Transform) -> Numbers | None:
+        return along(entry.scale, units.to_um) if entry.scale and units.to_um else None
 
     layout = Layout(
         url=url,
-        level=level,
+        level=selection.level,
         axes=axes,
         shape=shape_of(metadata),
         dtype=metadata.dtype,
-        voxel_size=size(level),
-        scale=along(transforms[level][0]) if transforms else (1.0,) * len(spatial),
-        unit=unit,
-        translation=along(transforms[level][1]) if transforms else (0.0,) * len(spatial),
-        levels=tuple(Level(number, shape_of(entry), size(number)) for number, entry in enumerate(every_level)),
+        voxel_size=voxel_size(transform),
+        scale=along(transform.scale, units.factors) if transform.scale else (1.0,) * len(spatial),
+        unit=units.unit if transform.scale else None,
+        translation=along(transform.translation, units.factors) if transform.scale else (0.0,) * len(spatial),
+        levels=tuple(Level(number, shape_of(entry), voxel_size(place)) for number, (entry, place) in enumerate(every_level)),
         chunk_shape=canonical(disk_axes, metadata.chunk_shape)[-len(spatial) :],
     )
     return ZarrVolume(store, path, metadata, disk_axes, layout, time, channels, selection.missing, hashes)

@@ -22,6 +22,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
+from tests.conftest import textured
 from unet_core.errors import ChunkError, InputError, VolumeError
 from unet_core.geometry import Box
 from unet_core.volumes import open_volume, zarr_array
@@ -212,6 +213,24 @@ def test_absent_chunks_are_the_same_by_box_and_by_listing(zarr_format: Any, sepa
     for number in range(200):  # more objects than chunks
         (folder / "other" / str(number)).write_text("")
     assert set(open_volume(str(folder)).missing_chunks()) == expected
+
+
+def test_links_inside_the_archive_are_followed_and_others_are_refused(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "image", mode="w")
+    for name in ("0", "1"):
+        group.create_array(name, data=textured((32, 32)), chunks=(16, 16), compressors=None)
+    chunk = tmp_path / "image/1/c/0/1"
+    chunk.unlink()
+    chunk.symlink_to("../../../0/c/0/1")
+    np.testing.assert_array_equal(open_volume(str(tmp_path / "image/1")).read(Box.from_shape((32, 32)))[0], textured((32, 32)))
+    for target, kind in [("/etc/passwd", InputError), (tmp_path / "elsewhere", InputError)]:
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        chunk.unlink()
+        chunk.symlink_to(target)
+        volume = open_volume(str(tmp_path / "image/1"), missing="fill")
+        for failing in (volume.missing_chunks, volume.fingerprint, lambda v=volume: v.read(Box.from_shape((32, 32)))):
+            with pytest.raises(kind, match="symlink leaves the archive: 1/c/0/1 in .*put a copy"):
+                failing()
 
 
 def test_links_that_lead_nowhere_are_absent_and_loops_are_no_damage(tmp_path: Path) -> None:
