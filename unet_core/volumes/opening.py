@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from unet_core.errors import VolumeError
-from unet_core.store import check_url, is_remote, local_path, open_store
+from unet_core.store import check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
+from unet_core.volumes.zarr_nodes import DOCUMENTS
 
 # A format is one file and one line here (and one line in _format_of): a function (url, selection) -> Volume.
 FORMATS: dict[str, str] = {
@@ -57,6 +59,7 @@ def open_volume(
 
     Raises:
         VolumeError: naming what is wrong with the image, and what to do.
+        InputError: likewise, of the URL or the storage.
     """
     check_url(url)
     if level < 0:
@@ -70,18 +73,18 @@ def _format_of(url: str) -> str:
     if is_remote(url):
         names = open_store(url).child_names()
         if not names:
-            raise VolumeError(f"input not found: {url} (no object below it).")
+            raise VolumeError(f"input not found: {url} (no object below it); check bucket and prefix.")
         return _folder_format(url, names)
     path = local_path(url)
-    if not path.exists():
-        raise VolumeError(f"input not found: {url}{_near_match(path)}.")
-    try:
+    with storage_errors(url):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise VolumeError(f"input not found: {url}{_near_match(path)}; check the path.") from None
         if path.is_dir():
             return _folder_format(url, open_store(url).child_names())
         with path.open("rb") as file:
             head = file.read(16)
-    except PermissionError:
-        raise VolumeError(f"permission denied: {url}.") from None
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -93,19 +96,20 @@ def _format_of(url: str) -> str:
 
 
 def _folder_format(url: str, names: tuple[str, ...]) -> str:
-    if {"zarr.json", ".zarray", ".zgroup", ".zattrs"} & set(names):
+    if set(DOCUMENTS) & set(names):
         return "zarr"
     if "attributes.json" in names:
         raise VolumeError(f"unknown format: {url} (looks like N5; convert it to Zarr); Zarr, TIFF, SVS, PNG and JPEG are read.")
     inside = [name for name in names if not name.startswith(".")][:3]
-    raise VolumeError(
-        f"no zarr.json, .zarray or .zattrs under {url}" + (f" (it holds {', '.join(inside)})." if inside else "; it is empty.")
-    )
+    holds = f"it holds {', '.join(inside)}" if inside else "it is empty"
+    raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}, {holds}; point to a folder that holds one, or to a file.")
 
 
 def _near_match(path: Path) -> str:
+    if path.is_symlink():
+        return " (it is a symbolic link to what does not exist)"
     parent = path.parent
     if not parent.is_dir():
         return f" (there is no folder {parent} either)"
-    match = difflib.get_close_matches(path.name, [child.name for child in parent.iterdir()], n=1)
+    match = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
     return f" (did you mean {parent / match[0]}?)" if match else ""

@@ -11,7 +11,7 @@ import tifffile
 import zarr
 
 from tests.unet_core.volumes.test_zarr_metadata import array, assert_one_line, edited, setting
-from unet_core.errors import VolumeError
+from unet_core.errors import InputError, VolumeError
 from unet_core.geometry import Box
 from unet_core.volumes import open_volume
 from unet_core.volumes.protocol import check_intensity_dtype
@@ -40,6 +40,29 @@ def test_paths_that_are_no_image(tmp_path: Path) -> None:
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", ".zarray"])
+def test_metadata_that_is_a_folder_is_none(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a" / name).mkdir(parents=True)
+    with pytest.raises(VolumeError, match="no zarr.json, .zarray or .zattrs under .*; point to a folder that holds one"):
+        open_volume(str(tmp_path / "a"))
+
+
+def test_paths_that_no_file_can_have(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").write_text("x")
+    for url, words in [
+        (f"{tmp_path}/{'x' * 300}", "name too long for this file system: .*; check the path"),
+        (f"{tmp_path}/a\0b", "NUL character; check the path"),
+        (f"{tmp_path}/loop", "symbolic links in a loop: .*loop; replace the link"),
+        (f"{tmp_path}/dangling", "input not found: .*symbolic link to what does not exist.*check the path"),
+        (f"{tmp_path}/file/below", "input not found: .*check the path"),
+        ("file://relative/x", "names the machine 'relative'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            open_volume(url)
+
+
 def test_local_urls_with_special_characters(tmp_path: Path) -> None:
     folder = array(tmp_path / "a b#1?x::y")
     for url in (str(folder), f"file://{folder}", f"file://localhost{str(folder).replace(' ', '%20')}"):
@@ -56,6 +79,7 @@ def ome(folder: Path) -> Path:
 
 
 BASE = "attributes.ome.multiscales.0"
+MOVED_TO_NAN = [{"type": "translation", "translation": [float("nan"), 0]}]
 OME = [
     ("33 outside", f"{BASE}.datasets.0.path", "../../x", "path leaves the group"),
     ("33 absolute", f"{BASE}.datasets.0.path", "/etc", "path leaves the group"),
@@ -68,6 +92,28 @@ OME = [
     ("37 negative", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [-1.0, 1.0], "voxel size must be > 0"),
     ("37 nan", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [float("nan"), 1.0], "voxel size must be > 0"),
     ("39 version", "attributes.ome.version", "0.9", 'version "0.9"'),
+    ("33 itself", f"{BASE}.datasets.0.path", "./", "path leaves the group"),
+    ("33 NUL", f"{BASE}.datasets.0.path", "a\0b", "path cannot be a name: level 0 of .*; correct it"),
+    ("33 long", f"{BASE}.datasets.0.path", "x" * 300, "path cannot be a name"),
+    ("33 number", f"{BASE}.datasets.0.path", 7, "path leaves the group"),
+    ("37 inf", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [float("inf"), 1.0], "voxel size must be > 0"),
+    ("37 huge", f"{BASE}.datasets.0.coordinateTransformations.0.scale", [10**400, 1.0], "voxel size must be > 0"),
+    (
+        "37 bool",
+        f"{BASE}.datasets.0.coordinateTransformations.0.scale",
+        [True, 1.0],
+        "coordinateTransformations .*a number for each",
+    ),
+    ("37 no list", f"{BASE}.datasets.0.coordinateTransformations", 7, "coordinateTransformations of .* must be a list, it is 7"),
+    ("37 product", f"{BASE}.coordinateTransformations", [{"type": "scale", "scale": [1e308, 0.0]}], "voxel size must be > 0"),
+    ("translation NaN", f"{BASE}.coordinateTransformations", MOVED_TO_NAN, "translation must be finite: .*; correct it"),
+    ("38 unit list", f"{BASE}.axes.0.unit", ["um"], "unit of axis y of .* must be a word"),
+    ("38 unit number", f"{BASE}.axes.1.unit", 7, "unit of axis x of .* must be a word, it is 7; correct it"),
+    ("35 capitals", f"{BASE}.axes", [{"name": "Y"}, {"name": "X"}], "axes: Y, X in .*ending in y x"),
+    ("35 words", f"{BASE}.axes", [{"name": "channel"}, {"name": "y"}, {"name": "x"}], "axes: channel, y, x"),
+    ("plate", "attributes.ome", {"plate": {"wells": 7}}, "is a plate of 0 wells; name one image"),
+    ("plate null", "attributes.ome", {"plate": {"wells": None}}, "is a plate of 0 wells"),
+    ("well", "attributes.ome", {"well": {"images": 7}}, "is a well of 0 images"),
 ]
 
 
