@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 # Five tries over some three seconds ride out what servers answer in passing (503, resets); a block that still fails is
-# retried as a whole. obstore's own default waits minutes before it says that nobody answers at all.
+# retried as a whole. obstore's own default waits minutes before it says that nobody answers at all. No client options are
+# given: they would replace AWS_ALLOW_HTTP and the like of the environment.
 RETRY: Any = {
     "max_retries": 5,
     "retry_timeout": timedelta(seconds=30),
@@ -37,12 +38,15 @@ _REASONS = (
         "permission denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do with the bucket",
     ),
     (("incorrectly configured region", "301 Moved"), "the bucket lies in another region; set AWS_REGION to it"),
-    (("builder error",), "the address is refused; check AWS_ENDPOINT_URL, and set AWS_ALLOW_HTTP=true for an http:// address"),
+    (
+        ("builder error", "InvalidUri"),
+        "the address is refused; check AWS_ENDPOINT_URL, and set AWS_ALLOW_HTTP=true for an http:// address",
+    ),
     (("error sending request",), "the server does not answer; check AWS_ENDPOINT_URL and the network"),
 )
 
 
-def explain(where: str, error: Exception) -> str:
+def explain(where: str, error: BaseException) -> str:
     """One line for an error of an object store: what, why, and what to do."""
     text = str(error)
     for marks, reason in _REASONS:

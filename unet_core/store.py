@@ -94,8 +94,8 @@ def storage_errors(where: str) -> Iterator[None]:
         if error.errno not in _OS_REASONS:
             raise
         raise InputError(_OS_REASONS[error.errno].format(_shown(where))) from error
-    except Exception as error:
-        if not type(error).__module__.startswith("obstore"):
+    except BaseException as error:  # obstore panics, beyond Exception, on an endpoint that is no address
+        if not type(error).__module__.startswith(("obstore", "pyo3_runtime")):
             raise
         from unet_core.object_store import explain
 

@@ -200,6 +200,9 @@ def test_a_bucket_that_cannot_be_used_is_one_line(endpoint: str, monkeypatch: py
     with pytest.raises(InputError, match="s3://bucket/x cannot be used: the server does not answer; check AWS_ENDPOINT_URL"):
         open_store("s3://bucket").get("x")
     assert time.monotonic() - start < 10
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(InputError, match="the address is refused; check AWS_ENDPOINT_URL"):
+        open_store("s3://bucket").get("x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
     assert all("AWS_ALLOW_HTTP=true" in text for text in messages("s3://bucket"))

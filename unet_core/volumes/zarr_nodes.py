@@ -100,7 +100,7 @@ def groups_around(store: Store, path: str, url: str) -> Iterator[tuple[Store, st
                 return
             node = read_node(around, above)
         except InputError:
-            return  # a group that may not be read, or is damaged, says nothing of the array
+            return  # a group that may not be read, or is damaged, says nothing of the array: it stays one without a group
         if node is not None and not node.is_array:
             yield around, above, node, base, "/".join(inside)
 
