@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def make_image(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3-compatible server on this machine, with one empty bucket, ``s3://bucket``; its URL."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"ENDPOINT_URL": f"http://{host}:{port}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+    for name, value in (environment | {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for method, path in (("POST", "moto-api/reset"), ("PUT", "bucket")):  # servers of one process share their objects
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/{path}", method=method)).close()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str) -> str:
+    return "s3://bucket"
 
 
 def textured(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from unet_core.errors import ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
+from unet_core.volumes.units import UNIT_UM
 
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from unet_core.plan import Plan
 
 LEVEL_TOLERANCE = 0.1  # a level whose voxels differ by less than this from the model's is taken
-_UNIT_UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4, "centimeter": 1e4}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _network_axes(volume: Volume, dims: int, model_name: str) -> str:
 
 
 def _in_um(values: tuple[float, ...], unit: str | None) -> tuple[float, ...]:
-    return tuple(value * _UNIT_UM.get(unit or "", 1.0) for value in values)
+    return tuple(value * UNIT_UM.get(unit or "", 1.0) for value in values)
 
 
 def _um(size: tuple[float, ...]) -> str:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,24 +151,6 @@ def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     for failing in (lambda: store.get("x" * 300), lambda: store.put("x" * 300, b""), lambda: store.child_names("x" * 300)):
         with pytest.raises(InputError, match="name too long for this file system: .*x; check the path"):
             failing()
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3-compatible server on this machine, with one bucket."""
-    import urllib.request
-
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {"ENDPOINT_URL": f"http://{host}:{port}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}
-    for name, value in (environment | {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def test_objects_of_a_bucket(endpoint: str) -> None:

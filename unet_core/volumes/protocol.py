@@ -118,7 +118,11 @@ class Volume(Protocol):
         """Hashes that change when metadata or voxels do."""
 
     def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
-        """Keys of the stored chunks that meet ``box`` (everything unless told) and are absent."""
+        """Keys of the stored chunks that meet ``box`` (everything unless told) and are absent; the first of them, if there are very many.
+
+        Raises:
+            ChunkError: if one is there but empty.
+        """
 
 
 class LaidOut:

@@ -8,11 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from unet_core.errors import VolumeError
+from unet_core.volumes.units import UNIT_UM, unit_name
 
-# The micro sign, the Greek letter, and how ImageJ escapes the sign.
-_UNIT_UM = dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0)
-_UNIT_UM |= {"pm": 1e-6, "\u00c5": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "in": 25_400.0, "inch": 25_400.0}
-_INCH_UM, _CENTIMETRE_UM = 25_400.0, 10_000.0
 _PRINT_UM = 25.4  # 1000 dots an inch; larger steps tell how to print, not how the image was taken
 
 
@@ -58,19 +55,19 @@ def _from_ome(file: Any, number: int, url: str) -> dict[str, float]:
     sizes = {}
     for axis in "xyz":
         value = images[number][1].get(f"PhysicalSize{axis.upper()}", "")
-        unit = _UNIT_UM.get(images[number][1].get(f"PhysicalSize{axis.upper()}Unit", "um"))
+        unit = unit_name(images[number][1].get(f"PhysicalSize{axis.upper()}Unit", "um"))
         if unit is not None and re.fullmatch(r"[0-9.eE+-]+", value):
-            sizes[axis] = float(value) * unit
+            sizes[axis] = float(value) * UNIT_UM[unit]
     return sizes
 
 
 def _from_imagej(metadata: dict[str, Any], keyframe: Any) -> dict[str, float]:
-    unit = _UNIT_UM.get(str(metadata.get("unit", "")))
+    unit = unit_name(str(metadata.get("unit", "")))
     if unit is None:
         return {}
-    sizes = {axis: unit / density for axis, density in _densities(keyframe).items()}
+    sizes = {axis: UNIT_UM[unit] / density for axis, density in _densities(keyframe).items()}
     if "spacing" in metadata:
-        sizes["z"] = float(metadata["spacing"]) * unit
+        sizes["z"] = float(metadata["spacing"]) * UNIT_UM[unit]
     return sizes
 
 
@@ -78,7 +75,7 @@ def _from_tags(keyframe: Any) -> dict[str, float]:
     unit = keyframe.tags.get("ResolutionUnit")
     kind = int(unit.value) if unit is not None else 2
     densities = _densities(keyframe)
-    length = {2: _INCH_UM, 3: _CENTIMETRE_UM}.get(kind)
+    length = {2: UNIT_UM["inch"], 3: UNIT_UM["centimeter"]}.get(kind)
     sizes = {axis: length / density for axis, density in densities.items()} if length else {}
     return sizes if max(sizes.values(), default=0.0) <= _PRINT_UM else {}
 

@@ -19,8 +19,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.store import Store, StoredObject
 from unet_core.volumes.protocol import LaidOut, Layout, check_inside
 from unet_core.volumes.zarr_decode import open_checked
-from unet_core.volumes.zarr_guard import GuardedStore as _GuardedStore
-from unet_core.volumes.zarr_guard import Missing, empty_message, finish_reads
+from unet_core.volumes.zarr_guard import GuardedStore, Missing, empty_message, finish_reads
 from unet_core.volumes.zarr_metadata import ArrayMetadata
 
 MAX_CHUNKS = 50_000_000  # whose listing would take hours, and the memory of a small machine
@@ -64,7 +63,7 @@ class ZarrVolume(LaidOut):
         where = "/".join(
             part for part in (store.url.rstrip("/"), path, "zarr.json" if metadata.zarr_format == 3 else ".zarray") if part
         )
-        guarded = _GuardedStore(store.as_zarr(read_only=True), self.url, path, lambda: self._listing, missing)
+        guarded = GuardedStore(store.as_zarr(read_only=True), self.url, path, lambda: self._listing, missing)
         self._array = open_checked(metadata.document, StorePath(guarded, path), where)
 
     @cached_property

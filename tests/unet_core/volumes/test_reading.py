@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tests.conftest import DATA, needs_data, textured
 from unet_core.errors import UnetCoreError, VolumeError
 from unet_core.geometry import Box
 from unet_core.volumes import ArrayVolume, open_volume, read_reflected, tiff_pages
-from unet_core.volumes.zarr_array import _GuardedStore
+from unet_core.volumes.zarr_guard import GuardedStore
 
 BOX = Box((5, 11), (29, 37))
 
@@ -180,14 +179,14 @@ def test_png_modes(mode: str, tmp_path: Path) -> None:
 def test_only_the_chunks_that_meet_the_box_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zarr.create_array(tmp_path / "a", data=textured((64, 96)), chunks=(16, 16))
     read: list[str] = []
-    original = _GuardedStore.get
+    original = GuardedStore.get
 
     async def counting(self: Any, key: str, prototype: Any, byte_range: Any = None) -> Any:
         if "c/" in key:
             read.append(key)
         return await original(self, key, prototype, byte_range)
 
-    monkeypatch.setattr(_GuardedStore, "get", counting)
+    monkeypatch.setattr(GuardedStore, "get", counting)
     open_volume(str(tmp_path / "a")).read(Box((10, 33), (32, 65)))
     assert sorted(read) == [f"c/{y}/{x}" for y in (0, 1) for x in (2, 3, 4)]
 
@@ -248,29 +247,6 @@ def test_codecs_and_orders_of_other_tools_give_the_same_voxels() -> None:
         open_volume(str(orders / name)).to_dask().compute(scheduler="synchronous") for name in ("c-order", "f-order")
     )
     np.testing.assert_array_equal(first, second)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3-compatible server on this machine, with one bucket."""
-    import urllib.request
-
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
-    yield "s3://bucket"
-    server.stop()
 
 
 @pytest.mark.slow

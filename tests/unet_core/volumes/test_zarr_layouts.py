@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +82,6 @@ def test_an_array_beside_the_levels_or_in_an_image_of_an_old_version_is_a_plain_
     document["multiscales"][0]["version"] = "0.1"
     (tmp_path / "old/.zattrs").write_text(json.dumps(document))
     assert (open_volume(f"{tmp_path}/old/s/0").axes, open_volume(f"{tmp_path}/old/s/0").voxel_size) == ("zyx", None)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3-compatible server on this machine, with one bucket."""
-    import urllib.request
-
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {"ENDPOINT_URL": f"http://{host}:{port}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}
-    for name, value in (environment | {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")).close()
-    yield "s3://bucket"
-    server.stop()
 
 
 def test_an_array_of_an_image_on_an_object_store(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
