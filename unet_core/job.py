@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -10,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import JobError
 from unet_core.geometry import Box
-from unet_core.store import check_url, is_remote, local_path
+from unet_core.places import check_apart, check_location
+from unet_core.store import is_remote, local_path
+from unet_core.validation import first_problem
 
 Positive = Annotated[int, Field(ge=1)]
-PositiveLength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# In micrometre: from a hundredth of an atom to a metre, so that areas and volumes stay finite numbers.
+Length = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 
 
 class SegmentationJob(BaseModel):
@@ -33,7 +37,7 @@ class SegmentationJob(BaseModel):
         title="Channels",
         description="Which channels of the image the model sees, in its order; 0 is the first.",
     )
-    voxel_size_um: tuple[PositiveLength, ...] | None = Field(
+    voxel_size_um: tuple[Length, ...] | None = Field(
         None,
         title="Voxel size (um)",
         description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly.",
@@ -47,8 +51,12 @@ class SegmentationJob(BaseModel):
         None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
-    threads: Positive = Field(
-        1, title="Threads", description="CPU threads of one forward pass; part of the plan, since it changes last bits."
+    threads: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        title="Threads",
+        description="CPU threads of one forward pass; part of the plan, since it changes last bits.",
     )
     device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
     probabilities: Literal["none", "uint8", "float32"] = Field(
@@ -59,7 +67,9 @@ class SegmentationJob(BaseModel):
         "error", title="Missing chunks", description="What absent chunks of the image mean."
     )
     cast: bool = Field(False, title="Cast", description="Allow intensities that float32 does not hold exactly.")
-    memory_gib: PositiveLength = Field(4.0, title="Memory (GiB)", description="That one worker may use for a block.")
+    memory_gib: float = Field(
+        4.0, gt=0, le=1e6, allow_inf_nan=False, title="Memory (GiB)", description="That one worker may use for a block."
+    )
 
 
 def make_job(**fields: Any) -> SegmentationJob:
@@ -75,31 +85,15 @@ def make_job(**fields: Any) -> SegmentationJob:
     try:
         job = SegmentationJob(**fields)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        raise JobError(f"Option {option} is {first['input']!r}: {first['msg']}.") from None
-    check_url(job.image)
-    check_url(job.output)
-    check_places(job.image, job.output)
+        raise JobError(f"Option {first_problem(error)}.") from None
+    for option in ("image", "output", "model"):
+        check_location(option, getattr(job, option))
+    check_apart(job.output, "image", job.image)
+    if is_remote(job.model) or os.path.exists(
+        local_path(job.model)
+    ):  # else it is the name of a bundled model, or not found later
+        check_apart(job.output, "model", job.model)
     return job
-
-
-def check_places(image: str, output: str) -> None:
-    """Refuse an output that is the image, lies inside it, or holds it.
-
-    Raises:
-        JobError: naming both.
-    """
-    if is_remote(image) != is_remote(output):
-        return
-    if is_remote(image):
-        first, second = (url.rstrip("/") + "/" for url in (image, output))
-    else:
-        first, second = (f"{local_path(url).resolve()}/" for url in (image, output))
-    if first == second:
-        raise JobError(f"Output {output} is the image itself; give another place, input is never overwritten.")
-    if second.startswith(first) or first.startswith(second):
-        raise JobError(f"Output {output} and image {image} lie inside each other; give the output a place of its own.")
 
 
 def parse_box(text: str, shape: tuple[int, ...]) -> Box:
