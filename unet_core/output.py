@@ -38,14 +38,21 @@ def images_of(kind: str, classes: tuple[LabelName, ...], probabilities: str) -> 
     if kind == "classes":
         return root, ImagePlan(path="labels/classes", kind="labels", channels=None, dtype="uint8")
     regions = (
-        ImagePlan(path=f"labels/{_folder_name(entry.name)}", kind="labels", channels=None, dtype="uint8", label_value=entry.value)
-        for entry in classes
+        ImagePlan(path=f"labels/{folder}", kind="labels", channels=None, dtype="uint8", label_value=entry.value)
+        for folder, entry in zip(_folder_names(classes), classes, strict=True)
     )
     return root, *regions
 
 
-def _folder_name(name: str) -> str:
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in name)
+def _folder_names(classes: tuple[LabelName, ...]) -> list[str]:
+    """A folder for each class, named like it in letters that every system has; the label value tells equal ones apart."""
+    names: list[str] = []
+    for entry in classes:
+        name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in entry.name)
+        while name.lower() in (earlier.lower() for earlier in names):  # some disks do not tell A from a
+            name = f"{name}-{entry.value}"
+        names.append(name)
+    return names
 
 
 def create_output(store: Store, plan: Plan) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import textured
 from unet_core.job import make_job
-from unet_core.output import downsample
-from unet_core.plan import pyramid
+from unet_core.output import downsample, images_of
+from unet_core.plan import LabelName, pyramid
 from unet_core.segment import run
 from unet_core.volumes import open_volume
 
@@ -68,6 +68,13 @@ def test_the_output_is_a_valid_ome_zarr(
         np.testing.assert_array_equal(coarser, downsample(stored, (1, 2), "labels" if path else "image"))
     label_names = sorted(name.name for name in (out / "labels").iterdir() if name.is_dir())
     assert label_names == (["classes"] if kind == "classes" else ["class_0", "class_1", "class_2"])
+
+
+def test_regions_whose_names_look_alike_have_folders_of_their_own() -> None:
+    names = ("a b", "a_b", "A-B", "a-b", "é", "ü", "a_b-2")
+    classes = tuple(LabelName(value=number, name=name, color="#ff0000") for number, name in enumerate(names, start=1))
+    folders = [image.path.removeprefix("labels/") for image in images_of("regions", classes, "none")[1:]]
+    assert folders == ["a_b", "a_b-2", "A-B", "a-b-4", "_", "_-6", "a_b-2-7"]
 
 
 def test_shards_hold_whole_blocks_with_checksums(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

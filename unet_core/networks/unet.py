@@ -17,6 +17,12 @@ from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, TRANSPOSED, Exact
 
 Sizes = Sequence[Sequence[int]]
 
+# Beyond these an argument is a typing error, and building or tracing the network would not end.
+MAX_LEVELS = 12
+MAX_CHANNELS = 1 << 16
+MAX_SIZE = 64  # of a kernel or pooling window
+MAX_STRIDE = 1 << 12
+
 
 class UNet(nn.Module):
     """The network of the 2015 paper, figure 1: unpadded convolutions, cropped skip connections.
@@ -69,11 +75,18 @@ class UNet(nn.Module):
                 f"A U-Net needs dims 2 or 3 and at least one channel, class and level; got dims={dims}, "
                 f"in_channels={in_channels}, classes={classes}, base={base}, levels={levels}."
             )
+        if max(in_channels, classes) > MAX_CHANNELS or levels > MAX_LEVELS or base * 2 ** (levels - 1) > MAX_CHANNELS:
+            raise ModelPackageError(
+                f"A U-Net may have {MAX_LEVELS} levels and {MAX_CHANNELS} channels, which double at every level; got levels={levels}, "
+                f"base={base}, in_channels={in_channels}, classes={classes}."
+            )
         if padding not in ("valid", "same"):
             raise ModelPackageError(f"padding is '{padding}'; use 'valid' or 'same'.")
         self.dims = dims
         self.kernels = _per_level("kernels", kernels, levels, dims, default=3)
         self.poolings = _per_level("poolings", poolings, levels - 1, dims, default=2)
+        if any(math.prod(windows) > MAX_STRIDE for windows in zip(*self.poolings, strict=True)):
+            raise ModelPackageError(f"poolings {self.poolings} have a product above {MAX_STRIDE} on one axis; pool less.")
         if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
             raise ModelPackageError(f"kernels {self.kernels} has an even size; skips are cropped to the centre, use odd sizes.")
         widths = [base * 2**level for level in range(levels)]
@@ -148,6 +161,8 @@ def _per_level(name: str, sizes: Sizes | None, count: int, dims: int, default: i
     if sizes is None:
         return ((default,) * dims,) * count
     chosen = tuple(tuple(int(size) for size in level) for level in sizes)
-    if len(chosen) != count or any(len(level) != dims or min(level) < 1 for level in chosen):
-        raise ModelPackageError(f"{name} is {chosen}; this network needs {count} tuples of {dims} sizes of at least 1.")
+    if len(chosen) != count or any(len(level) != dims or not 1 <= min(level) <= max(level) <= MAX_SIZE for level in chosen):
+        raise ModelPackageError(
+            f"{name} is {str(chosen)[:200]}; this network needs {count} tuples of {dims} sizes from 1 to {MAX_SIZE}."
+        )
     return chosen

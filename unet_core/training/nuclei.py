@@ -116,7 +116,7 @@ def train_nuclei(data: Path, modality: str, out: Path, steps: int, seed: int, re
             LabelClass(value=1, name="nucleus", color="#ff8c00" if not colour else "#12b312"),
         ),
         input_channels=("red", "green", "blue") if colour else ("intensity",),
-        normalisation=FixedNormalisation(offset=fixed.offset, scale=fixed.scale)
+        normalisation=FixedNormalisation(offset=fixed.offset, scale=fixed.scale, dtype="uint8")
         if fixed
         else ImageNormalisation(low=PERCENTILES[0], high=PERCENTILES[1]),
         provenance={

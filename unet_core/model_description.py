@@ -1,0 +1,231 @@
+"""What ``model.json`` says: the network, its heads and classes, its intensities; read and checked without loading weights.
+
+Nothing here knows of tensors, images or blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from unet_core.errors import ModelPackageError
+from unet_core.job import Length
+from unet_core.store import open_store
+from unet_core.validation import first_problem, shorten
+
+SCHEMA = 1
+DESCRIPTION_FILE = "model.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+MAX_CHANNELS = 1 << 16
+_MAX_DESCRIPTION_BYTES = 1 << 20
+
+# Far inside float32, in which images are normalised; 1e-320 would become a division by zero there.
+Offset = Annotated[float, Field(ge=-1e30, le=1e30)]
+Scale = Annotated[float, Field(ge=1e-30, le=1e30)]
+Intensity = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSpec(_Record):
+    """Which network of ``NETWORKS``, with which arguments."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class LabelClass(_Record):
+    """One class of the model: its value in the label image, its name, and its colour as ``#rrggbb``."""
+
+    value: int = Field(ge=0)
+    name: str = Field(min_length=1, max_length=100)
+    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+
+
+class Head(_Record):
+    """One output of the network, on ``channels`` of its logits.
+
+    ``classes``: one class a voxel, soft-max. ``regions``: classes that may overlap, sigmoid. ``affinities`` and
+    ``distance`` are part of the format; this release does not run them.
+    """
+
+    name: str = "classes"
+    kind: Literal["classes", "regions", "affinities", "distance"] = "classes"
+    channels: tuple[int, ...]
+
+    @property
+    def activation(self) -> str:
+        return {"classes": "softmax", "regions": "sigmoid", "affinities": "sigmoid", "distance": "none"}[self.kind]
+
+
+class FixedNormalisation(_Record):
+    """``(value - offset) / scale`` with the numbers of the training images, one a channel.
+
+    ``dtype`` is the type of the training images' intensities, None if that is not stated. It changes no result; it tells
+    whether the numbers can be meant for an image at all.
+    """
+
+    kind: Literal["fixed"] = "fixed"
+    offset: tuple[Offset, ...]
+    scale: tuple[Scale, ...]
+    dtype: Intensity | None = None
+
+
+class ImageNormalisation(_Record):
+    """Percentiles of the whole image go to 0 and 1; computed once while planning."""
+
+    kind: Literal["image"] = "image"
+    low: float = Field(default=1.0, ge=0, le=100)
+    high: float = Field(default=99.8, ge=0, le=100)
+
+
+class NoNormalisation(_Record):
+    """Intensities as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class WeightsFile(_Record):
+    """Identity of the stored tensors."""
+
+    file: Literal["weights.safetensors"] = WEIGHTS_FILE
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=1)
+
+
+class ModelDescription(_Record):
+    """What ``model.json`` says, but for the weights: enough to run the model on an image and to name the result.
+
+    Args:
+        name: short, for humans.
+        network: which network, with which arguments.
+        heads: its outputs; class i is channel ``channels[i]`` of the first.
+        classes: names, label values and colours; for ``classes`` one per channel, value 0 the background.
+        input_channels: names of the image channels, in order.
+        voxel_size_um: of the training images along (z,) y, x, in micrometre, or "unknown".
+        normalisation: of intensities.
+        provenance: free: data, licence, seed, scores.
+    """
+
+    name: str
+    network: NetworkSpec
+    heads: tuple[Head, ...] = Field(min_length=1)
+    classes: tuple[LabelClass, ...] = Field(min_length=1)
+    input_channels: tuple[str, ...] = Field(min_length=1)
+    voxel_size_um: tuple[Length, ...] | Literal["unknown"] = "unknown"
+    normalisation: FixedNormalisation | ImageNormalisation | NoNormalisation = Field(discriminator="kind")
+    provenance: dict[str, Any] = {}
+
+
+class _ModelFile(ModelDescription):
+    schema_number: Literal[1] = Field(default=1, alias="schema")
+    weights: WeightsFile
+
+
+def read_description(url: str) -> tuple[ModelDescription, WeightsFile]:
+    """What ``model.json`` of the package at ``url`` says, its classes in the order of the network's channels.
+
+    Raises:
+        ModelPackageError: if it is absent, not a package of this schema, or not consistent.
+    """
+    where = f"{DESCRIPTION_FILE} in {url}"
+    try:
+        parsed = _ModelFile.model_validate(_read_json(url, where))
+    except pydantic.ValidationError as error:
+        raise ModelPackageError(f"{where}: {first_problem(error)}.") from error
+    _check_classes(parsed, url)
+    _check_normalisation(parsed, url)
+    description = ModelDescription(**{name: getattr(parsed, name) for name in ModelDescription.model_fields})
+    return _in_channel_order(description), parsed.weights
+
+
+def _read_json(url: str, where: str) -> Any:
+    try:
+        text = open_store(url).get(DESCRIPTION_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelPackageError(
+            f"Model {url} has no {DESCRIPTION_FILE}; a model package is a folder with {DESCRIPTION_FILE} and {WEIGHTS_FILE}. "
+            "Pickled checkpoints (.pt, .pth) are refused, since loading them can run code."
+        ) from None
+    except OSError as error:
+        raise ModelPackageError(f"{where} cannot be read ({error.strerror}); copy the folder of the model again.") from None
+    if len(text) > _MAX_DESCRIPTION_BYTES:
+        raise ModelPackageError(f"{where} has {len(text)} bytes, more than {_MAX_DESCRIPTION_BYTES}; it is no description.")
+    try:
+        record = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelPackageError(f"{where} is not readable JSON: {error}.") from error
+    except ValueError:  # Python's own limit, against slow conversions
+        raise ModelPackageError(f"{where} is not readable JSON: it holds a number with thousands of digits.") from None
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise ModelPackageError(f"{where} has schema {shorten(repr(schema))}; this release reads schema {SCHEMA}.")
+    return record
+
+
+def _check_classes(description: ModelDescription, url: str) -> None:
+    count = _channel_argument(description, "classes", url)
+    used = [channel for head in description.heads for channel in head.channels]
+    if len(used) != count or sorted(used) != list(range(count)):
+        raise ModelPackageError(f"{url}: heads use channels {shorten(str(sorted(used)))}, the network gives {count}.")
+    head = description.heads[0]
+    if len(description.heads) > 1 or head.kind not in ("classes", "regions"):
+        kinds = ", ".join(head.kind for head in description.heads)
+        raise ModelPackageError(
+            f"{url}: heads {kinds} cannot be run by this release; it runs one head of kind classes or regions."
+        )
+    values = [label.value for label in description.classes]
+    if len(values) != len(head.channels) or len(set(values)) != len(values) or (head.kind == "regions" and 0 in values):
+        raise ModelPackageError(
+            f"{url}: label values {shorten(str(values))} for {len(head.channels)} channels of head '{head.name}'; give each its own "
+            f"value{', above 0' if head.kind == 'regions' else ''}."
+        )
+    if max(values) > 255:
+        raise ModelPackageError(
+            f"{url}: label value {shorten(str(max(values)))} needs uint16 output; this release writes uint8, use values to 255."
+        )
+    names = [label.name for label in description.classes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ModelPackageError(
+            f"{url}: two classes have the name '{twice}', so their results could not be told apart; rename one."
+        )
+
+
+def _check_normalisation(description: ModelDescription, url: str) -> None:
+    count = _channel_argument(description, "in_channels", url)
+    if count != len(description.input_channels):
+        raise ModelPackageError(
+            f"{url}: the network takes {count} channels, input_channels names {len(description.input_channels)}."
+        )
+    stated = description.normalisation
+    if isinstance(stated, FixedNormalisation) and {len(stated.offset), len(stated.scale)} != {count}:
+        raise ModelPackageError(
+            f"{url}: normalisation has {len(stated.offset)} offsets for {count} channels and {len(stated.scale)} scales; give one each."
+        )
+    if isinstance(stated, ImageNormalisation) and stated.low >= stated.high:
+        raise ModelPackageError(
+            f"{url}: normalisation takes the percentiles {stated.low} to {stated.high}; low must be below high."
+        )
+
+
+def _channel_argument(description: ModelDescription, name: str, url: str) -> int:
+    value = description.network.arguments.get(name)
+    if type(value) is not int or not 1 <= value <= MAX_CHANNELS:  # a bool is no count
+        raise ModelPackageError(
+            f"{url}: argument {name} of the network is {shorten(repr(value))}; give a whole number from 1 to {MAX_CHANNELS}."
+        )
+    return value
+
+
+def _in_channel_order(description: ModelDescription) -> ModelDescription:
+    """The same model with its classes sorted by channel, so that nothing else needs to know of another order."""
+    head = description.heads[0]
+    pairs = sorted(zip(head.channels, description.classes, strict=True), key=lambda pair: pair[0])
+    channels, classes = zip(*pairs, strict=True)
+    return description.model_copy(update={"heads": (head.model_copy(update={"channels": channels}),), "classes": classes})
