@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unet_core.errors import LedgerError, ResumeError
 from unet_core.plan import Plan, canonical_json
 from unet_core.store import Store
+from unet_core.validation import first_problem
 
 SCHEMA = 1
 FOLDER = ".unet"
@@ -147,7 +147,7 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
     def read(key: str) -> Record | None:
         try:
             record = Record.model_validate_json(store.get(key))
-        except (pydantic.ValidationError, FileNotFoundError):
+        except (pydantic.ValidationError, OSError):
             return None
         counts = record.plan == plan_id and request_id in (None, record.request) and record_key(record.stage, record.index) == key
         return record if counts else None
@@ -156,40 +156,53 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
         return {record.index: record for record in readers.map(read, keys) if record is not None}
 
 
-def faults(store: Store, records: Iterable[Record]) -> list[str]:
-    """What the store has that the records do not say, one sentence each; reads and hashes every object."""
+def withdraw(store: Store, stage: str, index: int) -> None:
+    """Remove the record of a unit, so that it counts as not done."""
+    store.delete(record_key(stage, index))
 
-    def check(shard: StoredShard) -> str | None:
+
+def faults(store: Store, records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """What the store has that a record does not say: the record and one sentence each; reads and hashes every object."""
+
+    def check(pair: tuple[Record, StoredShard]) -> tuple[Record, str] | None:
+        record, shard = pair
         if shard.empty:
-            return f"{shard.key} exists, the ledger says it is empty" if store.exists(shard.key) else None
+            return (record, f"{shard.key} exists, the ledger says it is empty") if store.exists(shard.key) else None
         try:
             data = store.get(shard.key)
         except FileNotFoundError:
-            return f"{shard.key} is missing"
+            return record, f"{shard.key} is missing"
+        except OSError as error:
+            return record, f"{shard.key} cannot be read ({error.strerror})"
         if hashlib.sha256(data).hexdigest() != shard.sha256:
-            return f"{shard.key} has {len(data)} bytes of another sha256 than the {shard.size_bytes} bytes that were written"
+            return (
+                record,
+                f"{shard.key} has {len(data)} bytes of another sha256 than the {shard.size_bytes} bytes that were written",
+            )
         return None
 
     with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(check, [shard for record in records for shard in record.objects])
+        found = readers.map(check, [(record, shard) for record in records for shard in record.objects])
         return [fault for fault in found if fault]
 
 
-def read_json(store: Store, key: str) -> dict[str, Any] | None:
-    """A JSON object of the output, or None if there is none.
+def find_plan(store: Store) -> Plan | None:
+    """The plan of an output, None if there is none.
 
     Raises:
-        LedgerError: if it is damaged.
+        ResumeError: if there is one that cannot be read.
     """
     try:
-        value = json.loads(store.get(key))
-    except FileNotFoundError:
+        return Plan.model_validate_json(store.get(PLAN_KEY))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise LedgerError(f"{key} in {store.url} is damaged ({error}); use a new output.") from error
-    if not isinstance(value, dict):
-        raise LedgerError(f"{key} in {store.url} is damaged (not an object); use a new output.")
-    return value
+    except pydantic.ValidationError as error:
+        reason = first_problem(error)
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ResumeError(
+        f"{PLAN_KEY} in {store.url} is damaged, or of another release ({reason}); restore it, or give a new output."
+    ) from None
 
 
 def read_plan(store: Store) -> Plan:
@@ -198,10 +211,18 @@ def read_plan(store: Store) -> Plan:
     Raises:
         ResumeError: if there is none.
     """
-    value = read_json(store, PLAN_KEY)
-    if value is None:
+    plan = find_plan(store)
+    if plan is None:
         raise ResumeError(f"{store.url} has no plan ({PLAN_KEY}); it is not an output of this program.")
-    return Plan.model_validate(value)
+    return plan
+
+
+def find_request(store: Store) -> Request | None:
+    """The request of an output; None if it is absent or damaged, since any run of the same plan can write it anew."""
+    try:
+        return Request.model_validate_json(store.get(REQUEST_KEY))
+    except (pydantic.ValidationError, OSError):
+        return None
 
 
 def read_request(store: Store) -> Request:
@@ -210,7 +231,16 @@ def read_request(store: Store) -> Request:
     Raises:
         ResumeError: if there is none.
     """
-    value = read_json(store, REQUEST_KEY)
-    if value is None:
-        raise ResumeError(f"{store.url} has no request; its run was stopped before it began, run it again.")
-    return Request.model_validate(value)
+    request = find_request(store)
+    if request is None:
+        raise ResumeError(f"{store.url} has no readable request ({REQUEST_KEY}); run the same command again to write it.")
+    return request
+
+
+def is_complete(store: Store, request: Request) -> bool:
+    """Whether the audit passed for this request; a damaged mark is none."""
+    try:
+        mark = json.loads(store.get(COMPLETE_KEY))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(mark, dict) and mark.get("request") == request.id

@@ -8,18 +8,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
-from unet_core import ledger, output
-from unet_core.errors import BlockError, LedgerError, ResumeError
-from unet_core.geometry import Box
+from unet_core import ledger
+from unet_core.errors import BlockError, LedgerError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
-from unet_core.plan import Plan, Stage, canonical_json, first_difference
+from unet_core.places import check_location, check_writable
+from unet_core.plan import Plan, Stage, canonical_json
 from unet_core.planning import Planned, resolve
+from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
 from unet_core.store import Store, open_store
 from unet_core.volumes import Volume, open_volume
 from unet_core.worker import run_unit
+
+__all__ = [
+    "Result",
+    "RunSummary",
+    "Status",
+    "audit",
+    "check_output",
+    "finish",
+    "open_result",
+    "plan_run",
+    "prepare",
+    "read_status",
+    "remaining_units",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,7 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
         InputError: before any work, if the job cannot be run as asked; nothing has been written then.
     """
     began = time.perf_counter()
+    check_writable(job.output)
     planned = resolve(job)
     request = prepare(planned, job.output)
     store = open_store(job.output)
@@ -120,13 +138,14 @@ def finish(
         seconds: wall time so far.
 
     Raises:
-        LedgerError: if the ledger and the stored objects disagree although nothing failed.
+        LedgerError: if the ledger and the stored objects disagree although nothing failed; what is damaged then counts as
+            not done, and the next run computes it again.
     """
     plan, store = planned.plan, open_store(output_url)
-    records = [record for stage in plan.stages for record in _wanted_records(store, plan, request, stage)]
+    records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
     store.delete(ledger.COMPLETE_KEY)
     if not failures:
-        audit(store, plan, request, records)
+        audit(store, plan, request, records, withdraw=True)
         mark = {"schema": 1, "plan": plan.id, "request": request.id, "units": len(records)}
         store.put(ledger.COMPLETE_KEY, canonical_json(mark))
     segmented = [record for record in records if record.stage == plan.stages[0].name]
@@ -146,7 +165,7 @@ def finish(
         voxels=sum(record.voxels for record in fresh),
         seconds=seconds,
         label_voxels=counts,
-        area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" else None,
+        area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         failures=failures,
         warnings=list(planned.warnings),
@@ -154,113 +173,49 @@ def finish(
     )
 
 
-def audit(store: Store, plan: Plan, request: Request, records: list[Record]) -> None:
+def audit(store: Store, plan: Plan, request: Request, records: list[Record], withdraw: bool = False) -> None:
     """Check that every wanted unit has a record and every record its objects, by hash.
+
+    Args:
+        withdraw: remove the records of damaged units, and of the coarser ones that were made from them, so that the next
+            run computes these again and no others.
 
     Raises:
         LedgerError: listing the first differences; there is no completion mark then.
     """
     have = {(record.stage, record.index) for record in records}
-    missing = [
-        f"{stage.name} block {index} has no record"
+    lacking = [
+        (stage.name, index)
         for stage in plan.stages
         for index in wanted_units(plan, request, stage)
         if (stage.name, index) not in have
     ]
-    wrong = missing + ledger.faults(store, records)
-    if wrong:
-        raise LedgerError(
-            f"Audit of {store.url} found {len(wrong)} faults: {'; '.join(wrong[:5])}. Remove the ledger records of these blocks and run again."
-        )
-
-
-def _wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) -> list[Record]:
-    records = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
-    return [records[index] for index in wanted_units(plan, request, stage) if index in records]
-
-
-def check_output(planned: Planned, output_url: str) -> bool:
-    """Whether the output holds a run of this very plan, to be taken up; reads only.
-
-    Raises:
-        ResumeError: if it holds something else; the message names the first field that differs.
-    """
-    store = open_store(output_url)
-    existing = ledger.read_json(store, ledger.PLAN_KEY)
-    if existing is None:
-        _refuse_foreign(store, output_url)
-        return False
-    difference = first_difference(existing, planned.plan.model_dump(mode="json", by_alias=True))
-    if difference:
-        name, old, new = difference
-        raise ResumeError(
-            f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
-        )
-    return True
-
-
-def prepare(planned: Planned, output_url: str) -> Request:
-    """Create the output, or take up the one that this plan began; the request that now holds.
-
-    Raises:
-        ResumeError: if the output holds something else.
-    """
-    store = open_store(output_url)
-    while not check_output(planned, output_url):
-        store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
-    store.delete_leftovers()
-    request = _grown(ledger.read_json(store, ledger.REQUEST_KEY), planned.request)
-    complete = ledger.read_json(store, ledger.COMPLETE_KEY)
-    if complete is not None and complete.get("request") != request.id:
-        store.delete(ledger.COMPLETE_KEY)
-    output.create_output(store, planned.plan)
-    store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))
-    return request
-
-
-def _refuse_foreign(store: Store, output_url: str) -> None:
-    names = store.child_names()
-    if names and names != (ledger.FOLDER,):
-        raise ResumeError(
-            f"Output {output_url} exists and was not made by this program (it holds {', '.join(names[:3])}); give a new folder."
-        )
-
-
-def _grown(earlier: dict[str, Any] | None, wanted: Request) -> Request:
-    """The union of what was wanted before and what is wanted now."""
-    if earlier is None or earlier.get("plan") != wanted.plan:
-        return wanted
-    before = Request.model_validate(earlier)
-    if before.roi is None or wanted.roi is None:
-        return wanted.model_copy(update={"roi": None})
-    return wanted.model_copy(update={"roi": tuple(sorted({*before.roi, *wanted.roi}))})
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
-    """Numbers of the units of a stage that the request needs, ascending."""
-    if request.roi is None:
-        yield from range(stage.grid.block_count)
+    damaged = ledger.faults(store, records)
+    wrong = [f"{stage} block {index} has no record" for stage, index in lacking] + [text for _, text in damaged]
+    if not wrong:
         return
-    chosen: set[int] = set()
-    finest = plan.stages[0].grid
-    blocks = {index for start, stop in request.roi for index in finest.touching(Box(start, stop))}
-    for index in blocks:
-        box = finest.block(index)
-        for level in plan.levels[1 : stage.level + 1]:
-            box = box.scale_down(level.factor)
-        chosen.update(stage.grid.touching(box))
-    yield from sorted(chosen)
+    again = {unit: None for record, _ in damaged for unit in _made_from(plan, plan.stage(record.stage), record.index)}
+    if withdraw:
+        for stage, index in again:
+            ledger.withdraw(store, stage, index)
+    units = [f"{stage} block {index}" for stage, index in dict.fromkeys(lacking) | again]
+    raise LedgerError(
+        f"Audit of {store.url} found {len(wrong)} faults: {_listed(wrong, '; ')}. "
+        f"Run the same command once more; it computes {_listed(units, ', ')} again."
+    )
 
 
-def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
-    """Units of a stage that the request needs and the ledger lacks; coarser levels are redone for another request."""
-    done = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
-    return [index for index in wanted_units(plan, request, stage) if index not in done]
+def _made_from(plan: Plan, stage: Stage, index: int) -> Iterator[tuple[str, int]]:
+    """A unit, and those of coarser levels that were computed from it: they may hold what it held when it was damaged."""
+    yield stage.name, index
+    box = stage.grid.block(index)
+    for coarser in plan.stages[stage.level + 1 :]:
+        box = box.scale_down(plan.levels[coarser.level].factor)
+        yield from ((coarser.name, other) for other in coarser.grid.touching(box))
+
+
+def _listed(texts: list[str], separator: str) -> str:
+    return separator.join(texts[:5]) + (f"{separator}and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 @dataclass(frozen=True)
@@ -284,15 +239,14 @@ def read_status(output_url: str) -> Status:
     Raises:
         ResumeError: if it is not an output of this program.
     """
+    check_location("output", output_url)
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
-    complete = ledger.read_json(store, ledger.COMPLETE_KEY)
     stages = {}
     for stage in plan.stages:
         wanted = len(list(wanted_units(plan, request, stage)))
-        stages[stage.name] = (len(_wanted_records(store, plan, request, stage)), wanted)
-    done = complete is not None and complete.get("request") == request.id
-    return Status("complete" if done else "unfinished", plan.id, plan.model.name, stages)
+        stages[stage.name] = (len(wanted_records(store, plan, request, stage)), wanted)
+    return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, plan.model.name, stages)
 
 
 @dataclass(frozen=True)

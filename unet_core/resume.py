@@ -1,0 +1,122 @@
+"""What an output holds already, and what is left to do: created or taken up, never overwritten. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unet_core import ledger, output
+from unet_core.errors import ResumeError
+from unet_core.geometry import Box
+from unet_core.ledger import Record, Request
+from unet_core.places import check_size, check_writable
+from unet_core.plan import Plan, Stage, first_difference
+from unet_core.planning import Planned
+from unet_core.store import Store, open_store
+
+
+def check_output(planned: Planned, output_url: str) -> bool:
+    """Whether the output holds a run of this very plan, to be taken up; reads only.
+
+    Raises:
+        ResumeError: if it holds something else; the message names the first field that differs.
+    """
+    store = open_store(output_url)
+    check_writable(output_url)
+    existing = ledger.find_plan(store)
+    if existing is None:
+        _refuse_foreign(store, output_url)
+        check_size(output_url, _wanted_bytes(planned))
+        return False
+    old_plan, new_plan = (plan.model_dump(mode="json", by_alias=True) for plan in (existing, planned.plan))
+    difference = first_difference(old_plan, new_plan)
+    if difference:
+        name, old, new = difference
+        raise ResumeError(
+            f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
+        )
+    return True
+
+
+def prepare(planned: Planned, output_url: str) -> Request:
+    """Create the output, or take up the one that this plan began; the request that now holds.
+
+    Raises:
+        ResumeError: if the output holds something else.
+    """
+    store = open_store(output_url)
+    try:
+        while not check_output(planned, output_url):
+            store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
+        store.delete_leftovers()
+        request = _grown(ledger.find_request(store), planned.request)
+        if not ledger.is_complete(store, request):
+            store.delete(ledger.COMPLETE_KEY)
+        output.create_output(store, planned.plan)
+        store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))
+    except OSError as error:  # such as a directory in the place of a file
+        raise ResumeError(
+            f"Output {output_url} cannot be written: {error.filename2 or error.filename} ({error.strerror}); "
+            "put that right, or give a new output."
+        ) from error
+    return request
+
+
+def _refuse_foreign(store: Store, output_url: str) -> None:
+    names = store.child_names()
+    if names and names != (ledger.FOLDER,):
+        raise ResumeError(
+            f"Output {output_url} exists and was not made by this program (it holds {', '.join(names[:3])}); give a new folder."
+        )
+
+
+def _wanted_bytes(planned: Planned) -> int:
+    """Size before compression of the part of the output that is asked for."""
+    plan, roi = planned.plan, planned.request.roi
+    if roi is None:
+        return plan.raw_bytes
+    blocks = (Box(start, stop).scale_down(plan.block_shape).scale_up(plan.block_shape) for start, stop in roi)
+    whole = Box.from_shape(plan.levels[0].shape).voxel_count
+    return plan.raw_bytes * min(whole, sum(box.voxel_count for box in blocks)) // whole
+
+
+def _grown(earlier: Request | None, wanted: Request) -> Request:
+    """The union of what was wanted before and what is wanted now."""
+    if earlier is None or earlier.plan != wanted.plan:
+        return wanted
+    if earlier.roi is None or wanted.roi is None:
+        return wanted.model_copy(update={"roi": None})
+    return wanted.model_copy(update={"roi": tuple(sorted({*earlier.roi, *wanted.roi}))})
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
+    """Numbers of the units of a stage that the request needs, ascending."""
+    if request.roi is None:
+        yield from range(stage.grid.block_count)
+        return
+    chosen: set[int] = set()
+    finest = plan.stages[0].grid
+    blocks = {index for start, stop in request.roi for index in finest.touching(Box(start, stop))}
+    for index in blocks:
+        box = finest.block(index)
+        for level in plan.levels[1 : stage.level + 1]:
+            box = box.scale_down(level.factor)
+        chosen.update(stage.grid.touching(box))
+    yield from sorted(chosen)
+
+
+def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
+    """Units of a stage that the request needs and the ledger lacks; coarser levels are redone for another request."""
+    done = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
+    return [index for index in wanted_units(plan, request, stage) if index not in done]
+
+
+def wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) -> list[Record]:
+    """Records of the units of a stage that the request needs; of coarser levels those of this very request."""
+    records = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
+    return [records[index] for index in wanted_units(plan, request, stage) if index in records]
