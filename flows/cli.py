@@ -6,6 +6,10 @@ Exit codes: 0 complete, 1 failed, 2 bad input or usage, 3 partial.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError
 
 from flows import settings
-from flows.options import Flag, RunOptions
+from flows.options import Flag, RunOptions, Whole
 from unet_core import __version__
 
 app = App(
@@ -26,6 +30,8 @@ model_app = App(name="model", help="Look at one model.")
 app.command(model_app)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
+_SIGNALLED = 128  # and the number of the signal, as shells count
+_LONGEST_ERROR = 2000  # letters
 
 
 @app.command
@@ -36,7 +42,7 @@ def segment(image: str, output: str, options: RunOptions) -> int:
         image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
         output: Where the OME-Zarr result goes.
     """
-    as_flow = options.flow or settings.prefect_api_is_configured()
+    as_flow = options.flow or settings.prefect_api_url() is not None
     return _segment(options.job(image, output), options.cluster, options.workers, as_flow, options.json)
 
 
@@ -44,7 +50,7 @@ def _segment(job: Any, cluster: str, workers: int, as_flow: bool, as_json: bool)
     summary = _run_flow(job, cluster, workers) if as_flow else _run_plain(job, cluster, workers)
     _print_summary(summary)
     if as_json:
-        print(json.dumps(summary))
+        _print_json(summary)
     return _PARTIAL if summary["failures"] else 0
 
 
@@ -59,10 +65,16 @@ def _run_plain(job: Any, cluster: str, workers: int) -> dict[str, Any]:
         close()
 
 
-def _run_flow(job: Any, cluster: str, workers: int) -> dict[str, Any]:
+def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None = None) -> dict[str, Any]:
+    from flows.prefect_server import check_prefect
     from flows.run import check_job
 
+    api_url = settings.prefect_api_url()
+    if api_url is not None:
+        check_prefect(api_url)
     check_job(job, cluster, workers)  # bad input is told in one line, before a server starts
+    if api_url is None and ephemeral_home is not None:
+        settings.use_ephemeral_prefect(ephemeral_home)
     settings.apply_defaults()
     from flows.segment import PartialRunError, segment_volume
 
@@ -126,8 +138,8 @@ def train(
     out: Path,
     *,
     modality: Literal["brightfield_stained", "fluorescence"],
-    steps: int = 1200,
-    seed: int = 0,
+    steps: Whole = 1200,
+    seed: Whole = 0,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
@@ -212,7 +224,7 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
 
 
 @app.command
-def demo(output: Path = Path("unet-demo"), *, workers: int = 2, json: Flag = False, debug: Flag = False) -> int:
+def demo(output: Path = Path("unet-demo"), *, workers: Whole = 2, json: Flag = False, debug: Flag = False) -> int:
     """Segment the nuclei of a bundled whole slide with a bundled model, as a Prefect flow on local workers.
 
     Args:
@@ -224,9 +236,7 @@ def demo(output: Path = Path("unet-demo"), *, workers: int = 2, json: Flag = Fal
     from flows.demo import prepare_demo, show_demo
 
     job = prepare_demo(output)
-    if not settings.prefect_api_is_configured():
-        settings.use_ephemeral_prefect(output.resolve() / "prefect")
-    summary = _run_flow(job, "local", workers)
+    summary = _run_flow(job, "local", workers, ephemeral_home=output.resolve() / "prefect")
     _print_summary(summary)
     facts = show_demo(job, output)
     for line in facts["lines"]:
@@ -237,30 +247,54 @@ def demo(output: Path = Path("unet-demo"), *, workers: int = 2, json: Flag = Fal
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str))
+    print(json.dumps(_finite(value), default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
     """Entry point: one line and an exit code instead of a traceback, unless ``--debug``."""
+    settings.widen_terminal()
     try:
-        code = app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except CycloptsError as error:
-        code = _fail(error, _BAD_INPUT)
-    except KeyboardInterrupt:
-        print("unet: stopped; run the same command again to resume.", file=sys.stderr)
-        code = 130
-    except Exception as error:  # the last resort of a command line: one line, and the traceback on request
-        from unet_core.errors import InputError
-
-        code = _fail(error, _BAD_INPUT if isinstance(error, InputError) else _FAILED)
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as in `unet models | head -n 1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _SIGNALLED + signal.SIGPIPE
     sys.exit(code)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _run(arguments: list[str]) -> int:
+    try:
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except CycloptsError as error:
+        return _fail(error, _BAD_INPUT)
+    except KeyboardInterrupt:
+        return _fail("stopped; run the same command again to resume.", _SIGNALLED + signal.SIGINT)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the last resort of a command line: one line, and the traceback on request
+        from unet_core.errors import InputError
+
+        return _fail(error, _BAD_INPUT if isinstance(error, InputError) else _FAILED)
+
+
+def _fail(error: Exception | str, code: int) -> int:
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would list what was under way when the run ended
     if "--debug" in sys.argv:
         traceback.print_exc()
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
-    print(f"unet: {text or type(error).__name__}", file=sys.stderr)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())[:_LONGEST_ERROR]
+    text = text or type(error).__name__
+    print(f"unet: {text}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"status": "error", "exit_code": code, "error": text}))
     return code
 
 

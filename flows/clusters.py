@@ -7,13 +7,15 @@ None for this process.
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
+from urllib.parse import urlsplit
 
 import dask
-from distributed import Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from flows.settings import DASK_CONFIG, worker_environment
 from unet_core.errors import JobError
@@ -24,21 +26,76 @@ CLUSTERS: dict[str, str] = {
     "address": "flows.clusters:address",
 }
 
+SCHEMES = ("tcp", "tls")
+CONNECT_SECONDS = 10
+MAX_GREETING_BYTES = 1 << 20
+WORKER_SECONDS = 20  # for which a scheduler may be without any worker
+
 Backend = Callable[[str, int, int], AbstractContextManager[str | None]]
 
 
 def check_cluster(cluster: str, workers: int) -> None:
-    """Refuse a cluster that does not exist, or no workers.
+    """Refuse a cluster that does not exist, or no workers; connects to nothing.
 
     Raises:
         JobError: naming the value and what there is.
     """
     if workers < 1:
         raise JobError(f"workers is {workers}; at least 1 is needed.")
-    if cluster not in CLUSTERS and "://" not in cluster:
+    if cluster == "address":
+        raise JobError("Cluster 'address' needs the scheduler's address; write --cluster tcp://HOST:PORT.")
+    if "://" in cluster:
+        _host_and_port(cluster)
+    elif cluster not in CLUSTERS:
         raise JobError(
             f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT)."
         )
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(address)
+        if parts.scheme in SCHEMES and parts.hostname and parts.port and not parts.path.strip("/"):
+            return parts.hostname, parts.port
+    except ValueError:  # a port that is no number
+        pass
+    raise JobError(f"Cluster '{address}' is no address of a scheduler; write {' or '.join(SCHEMES)}, then ://HOST:PORT.")
+
+
+def check_reachable(cluster: str) -> None:
+    """Refuse a scheduler that does not answer, or has no workers; does nothing for other clusters.
+
+    Raises:
+        JobError: with what to start.
+    """
+    if "://" not in cluster:
+        return
+    remedy = "start one with 'dask scheduler', or use --cluster local."
+    try:
+        greeting = _greeting(*_host_and_port(cluster)) if cluster.startswith("tcp:") else None
+    except OSError as error:
+        raise JobError(f"No scheduler answers at {cluster} ({error.strerror or error}); {remedy}") from None
+    if greeting is not None and not 0 < greeting < MAX_GREETING_BYTES:
+        raise JobError(f"What listens at {cluster} is no dask scheduler; {remedy}")
+    _silence_dask()
+    try:
+        with Client(cluster, set_as_default=False, timeout=CONNECT_SECONDS) as client:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except TimeoutError:
+        raise JobError(
+            f"The scheduler at {cluster} had no workers for {WORKER_SECONDS} s; start some with 'dask worker {cluster}'."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JobError(f"No connection to the scheduler at {cluster} ({str(error)[:200]}); {remedy}") from None
+
+
+def _greeting(host: str, port: int) -> int:
+    """Size of the message with which a dask scheduler greets; what else may listen there sends something else, or waits.
+
+    dask's own client never gives up on a server that is silent, or that it does not understand.
+    """
+    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+        return int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")
 
 
 def open_cluster(cluster: str, workers: int, gpu_count: int = 0) -> AbstractContextManager[str | None]:
@@ -68,7 +125,7 @@ def serial(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
 def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
     """Worker processes of one thread on this machine, on the loopback interface; one per GPU if there are GPUs."""
     count = min(workers, gpu_count) if gpu_count else workers
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # workers that start and stop as planned are no news
+    _silence_dask()
     with dask.config.set(DASK_CONFIG), tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch:
         specs = {
             number: {
@@ -77,7 +134,7 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
                     "nthreads": 1,
                     "host": "127.0.0.1",
                     "dashboard": False,
-                    "silence_logs": logging.ERROR,
+                    "silence_logs": logging.CRITICAL,
                     "local_directory": scratch,
                     "env": worker_environment(number if gpu_count else None, threads=1),
                     "resources": {"GPU": 1} if gpu_count else {},
@@ -86,13 +143,17 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
             for number in range(count)
         }
         scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
-        with SpecCluster(workers=specs, scheduler=scheduler, silence_logs="ERROR") as started:
+        with SpecCluster(workers=specs, scheduler=scheduler, silence_logs="CRITICAL") as started:
             yield started.scheduler_address
+
+
+def _silence_dask() -> None:
+    """No log lines of dask: workers that come and go are no news, and what fails is said by the futures and by us."""
+    for name in ("distributed", "distributed.client"):  # each has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def address(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
     """A scheduler that runs already; its workers are left as they are."""
-    if "://" not in cluster:
-        raise JobError("Cluster 'address' needs the scheduler's address; write --cluster tcp://HOST:PORT.")
     yield cluster

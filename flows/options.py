@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +12,18 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
 
+
+def _whole(type_: Any, tokens: Sequence[Any]) -> int:
+    """cyclopts would round 1.5 to 2."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(f"'{text[:60]}' is no whole number")
+    return int(text)
+
+
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Whole = Annotated[int, Parameter(converter=_whole)]
+WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 
 
 @Parameter(name="*")
@@ -20,11 +33,11 @@ class RunOptions:
 
     model: str
     """Folder of a model package, or the name of a bundled model (see `unet models`)."""
-    level: int | None = None
+    level: WholeOrNone = None
     """Resolution of a pyramid; chosen by voxel size unless told."""
-    series: int | None = None
+    series: WholeOrNone = None
     """Which image of a file with several."""
-    time: int | None = None
+    time: WholeOrNone = None
     """Which time point of an image with several."""
     channels: str | None = None
     """Which channels the model sees, in its order, e.g. 0,1,2; all unless told."""
@@ -34,13 +47,13 @@ class RunOptions:
     """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated."""
     cluster: str = "local"
     """serial, local, or the address of a dask scheduler (tcp://HOST:PORT)."""
-    workers: int = 2
+    workers: Whole = 2
     """Processes that `local` starts."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic."""
-    threads: int = 1
+    threads: Whole = 1
     """CPU threads of one forward pass."""
     probabilities: Literal["none", "uint8", "float32"] = "none"
     """Keep the probabilities too."""
@@ -90,4 +103,4 @@ def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | Non
     try:
         return tuple(kind(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        raise JobError(f"--{option} is '{text}'; write numbers with commas, one an axis.") from None
+        raise JobError(f"--{option} is '{text[:60]}'; write numbers with commas, one an axis.") from None

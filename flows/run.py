@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.clusters import check_cluster, open_cluster
+from flows.clusters import check_cluster, check_reachable, open_cluster
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
 from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
+from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
 from unet_core.store import open_store
@@ -35,15 +36,17 @@ class Prepared:
 
 
 def check_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
-    """Plan the job and refuse what cannot work; nothing is written.
+    """Plan the job and refuse what cannot work, an unreachable cluster included; nothing is written.
 
     Raises:
         InputError: in one of its kinds.
     """
     check_cluster(cluster, workers)
+    check_writable(job.output)
     planned = resolve(job)
     check_output(planned, job.output)
     check_memory(planned, cluster, workers)
+    check_reachable(cluster)
     return planned
 
 

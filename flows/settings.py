@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tomllib
 from pathlib import Path
+
+NARROWEST_TERMINAL = 40
 
 # Set before Prefect or dask are imported; what the user has set stays.
 _DEFAULTS = {
@@ -29,17 +32,17 @@ def apply_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def prefect_api_is_configured() -> bool:
-    """Whether a Prefect API is named, by the environment or by the active Prefect profile; Prefect is not imported."""
+def prefect_api_url() -> str | None:
+    """The Prefect API that is named by the environment or by the active Prefect profile; Prefect is not imported."""
     if os.environ.get("PREFECT_API_URL"):
-        return True
+        return os.environ["PREFECT_API_URL"]
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     try:
         profiles = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).read_text())
     except (OSError, tomllib.TOMLDecodeError):
-        return False
+        return None
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
-    return bool(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL"))
+    return profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL") or None
 
 
 def use_ephemeral_prefect(home: Path) -> None:
@@ -52,6 +55,13 @@ def use_ephemeral_prefect(home: Path) -> None:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def widen_terminal() -> None:
+    """Lay help out for 40 columns at least: the library that draws it does not end on a terminal of one."""
+    stated = os.environ.get("COLUMNS", "")  # 0 is "unknown" to the standard library, and taken at its word by rich
+    if shutil.get_terminal_size().columns < NARROWEST_TERMINAL or (stated.isdecimal() and int(stated) < NARROWEST_TERMINAL):
+        os.environ["COLUMNS"] = str(NARROWEST_TERMINAL)
 
 
 def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:

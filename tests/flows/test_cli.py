@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import zarr
 
-from flows import cli, settings
+from flows import cli, clusters, settings
 from tests.conftest import textured
 
 Maker = Callable[..., Path]
@@ -25,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``unet ARGUMENTS`` in this process."""
     monkeypatch.setattr(sys, "argv", ["unet", *(str(argument) for argument in arguments)])
-    monkeypatch.setattr(settings, "prefect_api_is_configured", lambda: False)
+    monkeypatch.setattr(settings, "prefect_api_url", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     out, err = capsys.readouterr()
@@ -60,10 +63,21 @@ BAD: list[tuple[str, tuple[str, ...], str]] = [
     ("no workers", ("--workers", "0"), "workers is 0"),
     ("negative workers", ("--workers", "-2"), "workers is -2"),
     ("unknown cluster", ("--cluster", "cloud"), "Cluster 'cloud' is not known"),
+    ("no address", ("--cluster", "address"), "write --cluster tcp://HOST:PORT"),
+    ("address of another kind", ("--cluster", "foo://x"), "is no address of a scheduler"),
+    ("address without a port", ("--cluster", "tcp://nohost"), "is no address of a scheduler"),
+    ("port of letters", ("--cluster", "tcp://nohost:xx"), "is no address of a scheduler"),
+    ("nothing listens", ("--cluster", "tcp://127.0.0.1:9"), "No scheduler answers .*dask scheduler"),
+    ("unknown host", ("--cluster", "tcp://no.invalid:8786"), "No scheduler answers"),
+    ("half a thread", ("--threads", "1.5"), "'1.5' is no whole number"),
+    ("half a level", ("--level", "1.5"), "'1.5' is no whole number"),
+    ("half a worker", ("--workers", "2.0"), "'2.0' is no whole number"),
+    ("tiny voxels", ("--voxel-size", "1e-320,1"), "voxel_size_um.0"),
+    ("endless memory", ("--memory-gib", "1e308"), "memory_gib"),
     ("block off the stride", ("--block-shape", "30,32"), "use 28 or 32"),
     ("block of other axes", ("--block-shape", "4,32,32"), "has 3 axes"),
     ("block of letters", ("--block-shape", "a,b"), "write numbers"),
-    ("negative voxel size", ("--voxel-size=-1,1",), "greater than 0"),
+    ("negative voxel size", ("--voxel-size=-1,1",), "greater than or equal to 0.000001"),
     ("voxel size of other axes", ("--voxel-size", "1,1,1"), "give one an axis"),
     ("region outside", ("--roi", "900:950,0:10"), "covers nothing"),
     ("region of letters", ("--roi", "all"), "is not a box"),
@@ -85,8 +99,6 @@ def test_bad_options_end_with_one_line_and_nothing_written(
     make_image: Maker,
     tmp_path: Path,
 ) -> None:
-    import re
-
     image, model, output = make_image((90, 70)), make_model(), tmp_path / "out"
     code, _, err = call(monkeypatch, capsys, command, image, output, "--model", model, *options)
     assert code == 2
@@ -113,6 +125,110 @@ def test_bad_places_end_with_one_line(
         assert words in err
         assert "geheim" not in err
     assert not (tmp_path / "o").exists()
+
+
+def test_places_that_take_no_output_end_with_one_line_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("important")
+    model = make_model()
+    for output, words in [
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "out", "is a file"),
+        ("/proc/x.zarr", "takes no files"),
+        (tmp_path / ("n" * 300), "more than 255 bytes"),
+        ("", "Output is ''"),
+        ("~nosuchuser/x", "home directory"),
+        (model / "out", "and model .* lie inside each other"),
+    ]:
+        code, _, err = call(monkeypatch, capsys, "segment", "no-image.zarr", output, "--model", model)
+        assert (code, err.count("\n")) == (2, 1)
+        assert re.search(words, err), err
+    for command in ("status", "demo"):
+        code, _, err = call(monkeypatch, capsys, command, tmp_path / "file")
+        assert (code, err.count("\n")) == (2, 1)
+    assert (tmp_path / "file").read_text() == "important"
+
+
+def test_what_listens_but_is_no_scheduler_is_told_before_the_output_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(clusters, "CONNECT_SECONDS", 1)
+    common = ("segment", make_image((40, 50)), tmp_path / "out", "--model", make_model(), "--cluster")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        code, _, err = call(monkeypatch, capsys, *common, address)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"No scheduler answers at {address} (timed out)" in err
+
+        def greet() -> None:
+            for _ in range(2):
+                server.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        code, _, err = call(monkeypatch, capsys, *common, address)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"What listens at {address} is no dask scheduler" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prefect_server_that_is_not_there_is_told_before_anything_is_written(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    done = command(
+        "segment", make_image((40, 50)), tmp_path / "out", "--model", make_model(), PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    assert "The Prefect server at http://127.0.0.1:9/api does not answer" in done.stderr
+    assert "unset PREFECT_API_URL" in done.stderr
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out").exists()
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``unet ARGUMENTS`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *(str(argument) for argument in arguments)],
+        env=os.environ | {"PREFECT_API_URL": ""} | environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_json_ends_with_an_object_for_errors_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    for arguments in (("--model", "nope"), ("--devise", "cpu")):
+        code, out, err = call(monkeypatch, capsys, "segment", "no.zarr", tmp_path / "o", *arguments, "--json")
+        said = json.loads(out.splitlines()[-1])
+        assert (code, said["status"], said["exit_code"]) == (2, "error", 2)
+        assert err == f"unet: {said['error']}\n"
+
+
+def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, {"d": -float("inf")})})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": [1, {"d": None}]}
+
+
+def test_the_demonstration_refuses_before_it_makes_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = call(monkeypatch, capsys, "demo", "--workers", "0", tmp_path / "demo")
+    assert (code, err) == (2, "unet: workers is 0; at least 1 is needed.\n")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m flows.cli models | head -n 0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "-3", "x", "39"])
+def test_help_ends_on_a_terminal_of_any_width(columns: str) -> None:
+    done = command("segment", "--help", COLUMNS=columns)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--model" in done.stdout
 
 
 def test_failed_blocks_end_with_code_3(
