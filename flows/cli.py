@@ -13,7 +13,8 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -25,6 +26,7 @@ app = App(
     name="unet",
     version=__version__,
     help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
+    suppress_keyboard_interrupt=False,  # `_run` says how to go on
 )
 model_app = App(name="model", help="Look at one model.")
 app.command(model_app)
@@ -259,8 +261,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, told apart from Ctrl-C by the exit code only."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
 def main() -> None:
     """Entry point: one line and an exit code instead of a traceback, unless ``--debug``."""
+    signal.signal(signal.SIGTERM, _terminate)
     settings.widen_terminal()
     try:
         code = _run(sys.argv[1:])
@@ -276,8 +287,9 @@ def _run(arguments: list[str]) -> int:
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except CycloptsError as error:
         return _fail(error, _BAD_INPUT)
-    except KeyboardInterrupt:
-        return _fail("stopped; run the same command again to resume.", _SIGNALLED + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        return _fail("stopped; run the same command again to resume.", _SIGNALLED + number)
     except BrokenPipeError:
         raise
     except Exception as error:  # the last resort of a command line: one line, and the traceback on request

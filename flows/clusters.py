@@ -7,11 +7,13 @@ None for this process.
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from urllib.parse import urlsplit
 
 import dask
@@ -143,7 +145,9 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
             for number in range(count)
         }
         scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
-        with SpecCluster(workers=specs, scheduler=scheduler, silence_logs="CRITICAL") as started:
+        with _interrupts_blocked():
+            started = SpecCluster(workers=specs, scheduler=scheduler, silence_logs="CRITICAL")
+        with started:
             yield started.scheduler_address
 
 
@@ -151,6 +155,21 @@ def _silence_dask() -> None:
     """No log lines of dask: workers that come and go are no news, and what fails is said by the futures and by us."""
     for name in ("distributed", "distributed.client"):  # each has a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Threads and processes that begin in this context never see Ctrl-C, nor do processes that those threads start later.
+
+    A terminal sends SIGINT to every process of the command. Only the main process is to act on it: it stops the workers.
+    Blocked rather than ignored, since a signal mask is inherited from the first instruction on, also by replaced workers.
+    """
+    resource_tracker.ensure_running()  # it would unblock SIGINT when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
+from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dispatch import run_units
@@ -20,6 +21,8 @@ from unet_core.segment import RunSummary
 
 BATCH_COUNT = 20  # Prefect task runs of a stage, at most
 CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
+
+STOPPED = "The run was stopped; what is committed stays."
 
 
 class PartialRunError(UnetCoreError):
@@ -69,15 +72,22 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
             update_progress_artifact(artifact, 100 * snapshot.fraction, description=snapshot.sentence())
 
     batches: list[dict] = []
+    stopping = threading.Event()
 
     def run_stage(scheduler: str | None, stage: str, indices: list[int], progress: Progress) -> tuple[list[Record], list[str]]:
         size = -(-len(indices) // BATCH_COUNT)
         parts = [indices[first : first + size] for first in range(0, len(indices), size)]
-        futures = [
-            segment_batch.submit(scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress)
-            for part in parts
-        ]
-        wait(futures)
+        try:
+            futures = [
+                segment_batch.submit(
+                    scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress, stopping
+                )
+                for part in parts
+            ]
+            wait(futures)
+        except BaseException:  # Ctrl-C or SIGTERM: the workers go next, batches still under way are to end without a word
+            stopping.set()
+            raise
         results = [future.result() for future in futures]
         for part, (records, failed) in zip(parts, results, strict=True):
             batches.append(
@@ -96,10 +106,20 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 
 @task(name="batch", task_run_name="{stage} {first} to {last}", retries=0, cache_policy=NO_CACHE, persist_result=False)
 def segment_batch(
-    scheduler: str | None, output: str, request_id: str, stage: str, indices: list[int], first: int, last: int, progress: Progress
-) -> tuple[list[Record], list[str]]:
+    scheduler: str | None,
+    output: str,
+    request_id: str,
+    stage: str,
+    indices: list[int],
+    first: int,
+    last: int,
+    progress: Progress,
+    stopping: threading.Event,
+) -> tuple[list[Record], list[str]] | State:
     """Compute consecutive units of one stage: one Prefect task run, one dask future for each unit."""
     logger = get_run_logger()
+    if stopping.is_set():
+        return Cancelled(message=STOPPED)
     records: list[Record] = []
 
     def note(record: Record) -> None:
@@ -108,7 +128,13 @@ def segment_batch(
         seconds = sum(record.seconds.values())
         logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", stage, record.index, seconds, record.voxels / max(seconds, 1e-9) / 1e6)
 
-    failed = run_units(scheduler, output, request_id, stage, indices, note)
+    try:
+        failed = run_units(scheduler, output, request_id, stage, indices, note)
+    except Exception:
+        if not stopping.is_set():
+            raise
+    if stopping.is_set():  # what failed now failed because its worker was stopped
+        return Cancelled(message=STOPPED)
     for text in failed:
         logger.error(text)
     return records, failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import zarr
 
 from tests.conftest import textured
+from tests.flows.test_signals import STOPPED, segment_arguments, stop
 from tests.unet_core.test_segment import digest
 from unet_core.job import make_job
 from unet_core.segment import run
@@ -112,6 +114,19 @@ def test_bad_input_never_reaches_the_server(server: dict[str, str], make_model: 
     done = unet(server, "segment", tmp_path / "no.zarr", tmp_path / "out", "--model", make_model())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert ask(server["PREFECT_API_URL"], "/flow_runs/count", {}) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_flow_ends_without_a_traceback_and_is_seen_as_crashed(
+    number: signal.Signals, code: int, server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    arguments = segment_arguments(make_model, make_image, tmp_path / "out")
+    found, _, err = stop(server, number, tmp_path / "out", arguments)
+    assert found == code
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == STOPPED
+    runs = ask(server["PREFECT_API_URL"], "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert runs[0]["state_type"] == "CRASHED"
 
 
 def test_the_demonstration_runs_without_any_server(tmp_path: Path) -> None:
