@@ -13,11 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Scheduler, SpecCluster
 
+from flows import clusters
 from flows.clusters import open_cluster
 from flows.run import segment_on_cluster
 from tests.conftest import textured
 from tests.unet_core.test_segment import digest
+from unet_core.errors import JobError
 from unet_core.job import make_job
 from unet_core.segment import run
 
@@ -47,6 +50,19 @@ def test_an_existing_scheduler_is_used_and_left_running(make_model: Maker, make_
         for name in "ab":
             job = make_job(image=str(make_image((40, 50))), output=str(tmp_path / f"out-{name}"), model=str(make_model()))
             assert segment_on_cluster(job, address).status == "complete"
+
+
+def test_a_scheduler_without_workers_is_refused_with_what_to_start(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "WORKER_SECONDS", 1)
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    with SpecCluster(workers={}, scheduler=scheduler, silence_logs="CRITICAL") as started:
+        address = started.scheduler_address
+        job = make_job(image=str(make_image((40, 50))), output=str(tmp_path / "out"), model=str(make_model()))
+        with pytest.raises(JobError, match=f"{address} had no workers for 1 s; start some with 'dask worker {address}'"):
+            segment_on_cluster(job, address)
+    assert not (tmp_path / "out").exists()
 
 
 def test_killed_workers_are_replaced_and_the_bytes_stay(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
@@ -79,6 +95,7 @@ def test_killed_workers_are_replaced_and_the_bytes_stay(make_model: Maker, make_
 MEASURE = """
 import resource, sys
 import numpy as np, zarr
+from unet_core.errors import JobError
 from unet_core.job import make_job
 from unet_core.segment import run
 run(make_job(image=sys.argv[1], output=sys.argv[2], model=sys.argv[3], block_shape=(128, 128)))
