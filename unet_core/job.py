@@ -86,14 +86,22 @@ def make_job(**fields: Any) -> SegmentationJob:
         job = SegmentationJob(**fields)
     except pydantic.ValidationError as error:
         raise JobError(f"Option {first_problem(error)}.") from None
+    check_places(job)
+    return job
+
+
+def check_places(job: SegmentationJob) -> None:
+    """Refuse places that cannot be, and an output that would touch the image or the model.
+
+    Raises:
+        InputError: naming the option, its value and the reason.
+    """
     for option in ("image", "output", "model"):
         check_location(option, getattr(job, option))
     check_apart(job.output, "image", job.image)
-    if is_remote(job.model) or os.path.exists(
-        local_path(job.model)
-    ):  # else it is the name of a bundled model, or not found later
+    # What is no place is the name of a bundled model, or not found later.
+    if is_remote(job.model) or os.path.exists(local_path(job.model)):
         check_apart(job.output, "model", job.model)
-    return job
 
 
 def parse_box(text: str, shape: tuple[int, ...]) -> Box:

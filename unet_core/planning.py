@@ -8,7 +8,7 @@ from typing import Any
 from unet_core import inputs, output, sampling
 from unet_core.errors import MemoryBudgetError, VolumeError
 from unet_core.geometry import Box, Shape
-from unet_core.job import SegmentationJob, parse_box
+from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
 from unet_core.memory import peak_bytes
 from unet_core.model_package import FixedNormalisation, ImageNormalisation, ModelPackage, load_model, model_url
@@ -74,6 +74,7 @@ def plan_run(job: SegmentationJob) -> Plan:
 
 def resolve(job: SegmentationJob) -> Planned:
     """The plan of a job, its request, the memory it needs, and warnings; see ``plan_run``."""
+    check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
     package = load_model(job.model)
     opened = inputs.open_input(job, package.description, package.dims)

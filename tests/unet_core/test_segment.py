@@ -25,7 +25,7 @@ from unet_core import inputs, ledger, sampling, worker
 from unet_core.errors import ChunkError, GridError, JobError, LedgerError, ResumeError, VolumeError
 from unet_core.footprint import footprint
 from unet_core.geometry import BlockGrid, Box
-from unet_core.job import make_job
+from unet_core.job import SegmentationJob, make_job
 from unet_core.model_package import load_model
 from unet_core.planning import resolve
 from unet_core.segment import audit, open_result, plan_run, prepare, read_status, run
@@ -220,7 +220,7 @@ def test_bytes_do_not_depend_on_the_order_or_on_running_a_block_twice(
 
 SCRIPT = """
 import sys
-from unet_core.job import make_job
+from unet_core.job import SegmentationJob, make_job
 from unet_core.segment import run
 run(make_job(image=sys.argv[1], output=sys.argv[2], model=sys.argv[3], block_shape=(16, 16)))
 """
@@ -477,6 +477,23 @@ def test_dimensions_and_channels_must_fit_the_model(make_model: Maker, make_imag
     colour = str(make_model(levels=2, in_channels=3))
     with pytest.raises(VolumeError, match="model wants 3 channels .* image has 1"):
         plan_run(make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=colour))
+
+
+def test_intensities_of_another_type_than_those_trained_on_are_refused(make_model: Maker, tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "i.zarr", data=textured((40, 50)).astype("u2") * 257, chunks=(40, 50))
+    colour = np.moveaxis(np.stack([textured((40, 50))] * 3), 0, -1).astype("u2") * 257
+    zarr.create_array(tmp_path / "c.zarr", data=colour, chunks=(40, 50, 3))
+    plan_run(make_job(image=str(tmp_path / "i.zarr"), output=str(tmp_path / "o"), model=str(make_model())))
+    with pytest.raises(
+        VolumeError, match=r"'nuclei-he' was trained on uint8 intensities .* has uint16; convert the image to uint8"
+    ):
+        plan_run(make_job(image=str(tmp_path / "c.zarr"), output=str(tmp_path / "o"), model="nuclei-he"))
+
+
+def test_a_job_that_was_not_made_by_make_job_is_checked_too(make_model: Maker, make_image: Maker) -> None:
+    image = str(make_image((40, 50)))
+    with pytest.raises(JobError, match="inside each other"):
+        run(SegmentationJob(image=image, output=f"{image}/labels", model=str(make_model())))
 
 
 def test_percentiles_are_those_of_the_whole_image(tmp_path: Path) -> None:
