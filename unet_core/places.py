@@ -28,14 +28,6 @@ def check_location(option: str, url: str) -> None:
     if not url.strip() or not url.isprintable():
         raise JobError(f"{option.capitalize()} is {url!r}; give a path or URL of visible letters.")
     check_url(url)
-    if is_remote(url):
-        return
-    try:
-        local_path(url)
-    except RuntimeError:  # of expanduser
-        raise JobError(
-            f"{option.capitalize()} {url} begins with a home directory that does not exist; write the whole path."
-        ) from None
 
 
 def check_apart(output: str, option: str, other: str) -> None:

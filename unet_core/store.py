@@ -120,12 +120,15 @@ def local_path(url: str) -> Path:
     Only ``file://`` URLs have percent escapes; ``#`` and ``?`` belong to the path in both.
 
     Raises:
-        InputError: if the URL is remote, or names another machine.
+        InputError: if the URL is remote, or names another machine or an unknown home.
     """
     if is_remote(url):
         raise InputError(f"{redacted(url)} is not a path of this machine.")
     if not url.startswith("file://"):
-        return Path(url).expanduser()
+        try:
+            return Path(url).expanduser()
+        except RuntimeError:
+            raise InputError(f"{_shown(url)} begins with a home directory that does not exist; write the whole path.") from None
     host, slash, path = url.removeprefix("file://").partition("/")
     if host not in ("", "localhost") or not slash:
         raise InputError(f"{_shown(url)} names the machine '{host}', not a path; write file:///FOLDER/NAME, or the plain path.")
