@@ -68,7 +68,7 @@ def _run_plain(job: Any, cluster: str, workers: int) -> dict[str, Any]:
 
 
 def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None = None) -> dict[str, Any]:
-    from flows.prefect_server import check_prefect
+    from flows.prefect_server import check_prefect, start_ephemeral
     from flows.run import check_job
 
     api_url = settings.prefect_api_url()
@@ -78,6 +78,8 @@ def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None 
     if api_url is None and ephemeral_home is not None:
         settings.use_ephemeral_prefect(ephemeral_home)
     settings.apply_defaults()
+    if api_url is None:
+        start_ephemeral()
     from flows.segment import PartialRunError, segment_volume
 
     try:

@@ -144,7 +144,9 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
             }
             for number in range(count)
         }
-        scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+        # Even without a dashboard dask listens for HTTP, by default on port 8787 of every interface.
+        web = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **web}}
         with _interrupts_blocked():
             started = SpecCluster(workers=specs, scheduler=scheduler, silence_logs="CRITICAL")
         with started:

@@ -28,6 +28,8 @@ DASK_CONFIG = {
 
 def apply_defaults() -> None:
     """Set what Prefect must know before it is imported: no telemetry, no pickled results."""
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.pop("PREFECT_API_URL", None)  # an empty one makes Prefect fail, with a traceback, at every event
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 

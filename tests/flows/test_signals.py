@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import subprocess
@@ -27,9 +26,11 @@ def stop(environment: dict[str, str], number: signal.Signals, output: Path, argu
 
     Ctrl-C reaches every process of a terminal's foreground, SIGTERM the command alone.
     """
-    before = set(glob.glob("/tmp/unet-dask-*"))
+    scratch = output.parent / "scratch"
+    scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "segment", *arguments], env=os.environ | environment, cwd=ROOT,
+        [sys.executable, "-m", "flows.cli", "segment", *arguments], cwd=ROOT,
+        env=os.environ | environment | {"TMPDIR": str(scratch)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -50,7 +51,7 @@ def stop(environment: dict[str, str], number: signal.Signals, output: Path, argu
             os.killpg(process.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    assert set(glob.glob("/tmp/unet-dask-*")) <= before
+    assert not list(scratch.glob("unet-dask-*"))
     return process.returncode, out, err
 
 
