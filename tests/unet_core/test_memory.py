@@ -52,4 +52,4 @@ def test_a_block_needs_no_more_memory_than_planned(size: int, precision: str, tm
         [sys.executable, "-c", MEASURE, *map(str, arguments)], check=True, capture_output=True, text=True, cwd=ROOT
     )
     projected, measured = (int(word) / 2**20 for word in done.stdout.split())
-    assert 0.3 * projected < measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
+    assert 0.2 * projected < measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
