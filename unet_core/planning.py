@@ -13,6 +13,7 @@ from unet_core.ledger import Request
 from unet_core.memory import peak_bytes
 from unet_core.model_package import FixedNormalisation, ImageNormalisation, ModelPackage, load_model, model_url
 from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.places import check_size
 from unet_core.plan import (
     FootprintPlan,
     InputPlan,
@@ -82,7 +83,9 @@ def resolve(job: SegmentationJob) -> Planned:
     shape = source.spatial_shape
     block_shape, memory = _block_shape(job, package, shape)
     wanted = [parse_box(text, shape) for text in job.roi]
-    read = [_read_region(package, block_shape, box) for box in wanted or [Box.from_shape(shape)]]
+    regions = wanted or [Box.from_shape(shape)]
+    check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
+    read = [_read_region(package, block_shape, box) for box in regions]
     absent = _check_readable(source, read, job)
     description, head = package.description, package.description.heads[0]
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
