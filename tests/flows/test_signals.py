@@ -32,6 +32,8 @@ def stop(environment: dict[str, str], number: signal.Signals, output: Path, argu
         [sys.executable, "-m", "flows.cli", "segment", *arguments], cwd=ROOT,
         env=os.environ | environment | {"TMPDIR": str(scratch)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # What runs these tests in the background has Ctrl-C ignored, which processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         records = output / ".unet" / "ledger" / "segment"
