@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from unet_core.errors import ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
+from unet_core.volumes.reflect import folded
 from unet_core.volumes.units import UNIT_UM
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Source:
         return self.volume.channel_count
 
     def missing_chunks(self, box: Box) -> tuple[str, ...]:
-        """Keys of absent chunks of the image that ``box``, which may hang over, meets; its mirrored part needs no others."""
-        return self.volume.missing_chunks(self._in_volume(box))
+        """Keys of absent chunks of the image that ``box``, which may hang over, needs, its mirrored part included."""
+        return self.volume.missing_chunks(self._in_volume(folded(box, self.spatial_shape)))
 
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of ``box`` (over ``axes``), of shape (C, *box.shape)."""
@@ -101,7 +102,9 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     stated = _stated_voxel_size(job, volume)
     if stated is not None:
         size = stated[-keep:]
-        translation = _in_um(volume.translation, volume.unit)[-keep:] if volume.voxel_size else (0.0,) * keep
+        moved = _in_um(volume.translation, volume.unit)
+        was = volume.voxel_size  # the user may have said another one: what is measured in voxels stays
+        translation = tuple(a * b / c for a, b, c in zip(moved, stated, was, strict=True))[-keep:] if was else (0.0,) * keep
         return Input(source, size, size, translation, "micrometer")
     return Input(source, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
 
@@ -152,18 +155,12 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
             f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} does not say its voxel size; "
             "state it with --voxel-size, or choose with --level."
         )
-    sizes: list[tuple[float, ...]] = []
-    base = volume.levels[0].shape
-    for entry in volume.levels:
-        size = tuple(
-            step * whole / part
-            for step, whole, part in zip(
-                finest[-dims:], _spatial(volume, base)[-dims:], _spatial(volume, entry.shape)[-dims:], strict=True
-            )
-        )
-        if all(abs(have / want - 1) <= LEVEL_TOLERANCE for have, want in zip(size, wanted, strict=True)):
+    sizes = [size[-dims:] for size in _level_sizes(job, volume) if size is not None]
+    for entry, size in zip(volume.levels, _level_sizes(job, volume), strict=True):
+        if size is not None and all(
+            abs(have / want - 1) <= LEVEL_TOLERANCE for have, want in zip(size[-dims:], wanted, strict=True)
+        ):
             return entry.index
-        sizes.append(size)
     have = "; ".join(f"level {index}: {_um(size)}" for index, size in enumerate(sizes))
     raise VolumeError(
         f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
@@ -176,16 +173,31 @@ def _open(job: SegmentationJob, level: int) -> Volume:
 
 
 def _stated_voxel_size(job: SegmentationJob, volume: Volume) -> tuple[float, ...] | None:
-    """Voxel size of the opened level in micrometre: the user's word (of level 0, scaled), else the image's."""
+    """Voxel size of the opened level in micrometre: the user's word, else the image's."""
+    return _level_sizes(job, volume)[volume.level if volume.level < len(volume.levels) else 0]
+
+
+def _level_sizes(job: SegmentationJob, volume: Volume) -> list[tuple[float, ...] | None]:
+    """Voxel size of every level in micrometre: as the image states it, or the user's word for level 0, coarsened as the image is.
+
+    Raises:
+        VolumeError: if the user's word has another number of axes than the image.
+    """
+    stated = [entry.voxel_size for entry in volume.levels]
     if job.voxel_size_um is None:
-        return volume.voxel_size
+        return stated
     spatial = volume.spatial_axes
     if len(job.voxel_size_um) != len(spatial):
         raise VolumeError(
             f"--voxel-size has {len(job.voxel_size_um)} numbers, the image has the axes {spatial}; give one an axis."
         )
-    whole, part = _spatial(volume, volume.levels[0].shape), volume.spatial_shape
-    return tuple(step * round(a / b, 6) for step, a, b in zip(job.voxel_size_um, whole, part, strict=True))
+    base, sizes = stated[0], []
+    for entry, own in zip(volume.levels, stated, strict=True):
+        shapes = zip(_spatial(volume, volume.levels[0].shape), _spatial(volume, entry.shape), strict=True)
+        known = base is not None and own is not None
+        factors = [b / a for a, b in zip(base, own, strict=True)] if known else [whole / part for whole, part in shapes]  # type: ignore[arg-type]
+        sizes.append(tuple(step * factor for step, factor in zip(job.voxel_size_um, factors, strict=True)))
+    return list(sizes)
 
 
 def _spatial(volume: Volume, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ class InputPlan(_Record):
     """The image as it was when the plan was made; the fingerprint tells whether it still is."""
 
     level: int
-    series: int | None
-    time: int | None
+    series: int
+    time: int
     channels: tuple[int, ...] | None
     axes: str
     shape: Shape

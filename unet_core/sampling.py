@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unet_core.errors import VolumeError
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
+from unet_core.volumes.reflect import folded
 
 PERCENTILE_VOXELS = 1 << 27  # of each channel, at most
 CHECKED_BYTES = 128 << 20  # decoded while planning, at most; an image below it is checked whole
@@ -19,9 +20,10 @@ _REGION_SIDE = {2: 2048, 3: 160}
 
 
 def percentiles(source: Source, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentiles of each channel over the whole image, or over every n-th region of an image of more than 2**27 voxels.
+    """Percentiles of each channel over the whole image, or over regions strewn over an image of more than 2**27 voxels.
 
-    The regions follow from the shape alone, so that planning again gives the same numbers. NaN and infinite voxels do
+    The regions follow from the shape alone, so that planning again gives the same numbers; they are drawn, since every n-th
+    region may be one column of the image. NaN and infinite voxels do
     not count; a block that reads one fails with its coordinates.
 
     Raises:
@@ -29,8 +31,9 @@ def percentiles(source: Source, low: float, high: float) -> tuple[NDArray[np.flo
     """
     shape = source.spatial_shape
     grid = BlockGrid(shape, tuple(min(_REGION_SIDE[len(shape)], size) for size in shape))
-    step = max(1, -(-prod(shape) // PERCENTILE_VOXELS))
-    parts = [source.read(grid.block(index)).reshape(source.channel_count, -1) for index in range(0, grid.block_count, step)]
+    count = max(1, grid.block_count * PERCENTILE_VOXELS // max(prod(shape), PERCENTILE_VOXELS))
+    chosen = np.sort(np.random.default_rng(0).permutation(grid.block_count)[:count])
+    parts = [source.read(grid.block(int(index))).reshape(source.channel_count, -1) for index in chosen]
     found = []
     for channel in np.concatenate(parts, axis=1):
         finite = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
@@ -56,7 +59,7 @@ def check_chunks(source: Source, regions: Sequence[Box]) -> None:
     decoded = prod(chunk) * source.channel_count * source.volume.dtype.itemsize
     allowed = min(CHECKED_CHUNKS, max(1, CHECKED_BYTES // decoded)) // len(regions)
     for region in regions:
-        for box in _spread(region.intersect(whole), chunk, max(1, allowed)):
+        for box in _spread(folded(region, source.spatial_shape), chunk, max(1, allowed)):
             source.read(box.intersect(whole))
 
 

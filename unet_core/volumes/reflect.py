@@ -44,13 +44,22 @@ def read_reflected(volume: Readable, box: Box) -> NDArray[Any]:
             f"Box {box} cannot be read from a volume of {shape} voxels; give {len(shape)} axes with at least one voxel."
         )
     positions = [_mirrored(start, stop, size) for start, stop, size in zip(box.start, box.stop, shape, strict=True)]
-    inner = Box(tuple(int(axis.min()) for axis in positions), tuple(int(axis.max()) + 1 for axis in positions))
+    inner = _around(positions)
     values = volume.read(inner)
     for axis, wanted in enumerate(positions, start=1):
         local = wanted - inner.start[axis - 1]
         if len(local) != values.shape[axis] or not np.array_equal(local, np.arange(len(local))):
             values = np.take(values, local, axis=axis)
     return values
+
+
+def folded(box: Box, shape: Shape) -> Box:
+    """The smallest box of an image of ``shape`` that holds every voxel of which ``box`` shows a mirror image, or itself."""
+    return _around([_mirrored(start, stop, size) for start, stop, size in zip(box.start, box.stop, shape, strict=True)])
+
+
+def _around(positions: list[NDArray[np.intp]]) -> Box:
+    return Box(tuple(int(axis.min()) for axis in positions), tuple(int(axis.max()) + 1 for axis in positions))
 
 
 def _mirrored(start: int, stop: int, size: int) -> NDArray[np.intp]:

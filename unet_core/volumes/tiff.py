@@ -19,7 +19,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.store import local_path
 from unet_core.volumes.protocol import LaidOut, Layout, Level, Selection, Volume, check_inside, choose_channels, choose_time
 from unet_core.volumes.single_file import fingerprint
-from unet_core.volumes.tiff_pages import absent_segments, check_page, map_planes, read_page, segment_shape
+from unet_core.volumes.tiff_pages import absent_segments, check_page, is_plain, map_planes, read_page, segment_shape
 from unet_core.volumes.tiff_scale import voxel_size_of
 
 # tifffile's letters: S samples, I and Q and R unnamed sequences (taken as sections when they are the only one).
@@ -94,7 +94,8 @@ class TiffVolume(LaidOut):
             voxel_size=here,
             scale=here or (1.0,) * count,
             unit="micrometer" if here else None,
-            translation=(0.0,) * count,
+            # Of the first voxel's centre: it lies in the middle of the finest ones that it stands for.
+            translation=tuple((b - a) / 2 for a, b in zip(finest or here or (), here or (), strict=True)) or (0.0,) * count,
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
             chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
         )
@@ -148,7 +149,7 @@ class TiffVolume(LaidOut):
             page = self._series.pages[number]
             if page is None:
                 found.append(f"page {number}")
-            elif not page.is_final:
+            elif not is_plain(page):
                 segments = absent_segments(page, Box(box.start[-2:], box.stop[-2:]))
                 found += [f"tile {index} of page {number}" for index in segments]
         return tuple(found)

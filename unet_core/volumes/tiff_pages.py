@@ -67,6 +67,11 @@ def segment_shape(keyframe: Any) -> tuple[int, int]:
     return int(min(keyframe.rowsperstrip, keyframe.imagelength)), int(keyframe.imagewidth)
 
 
+def is_plain(page: Any) -> bool:
+    """Whether all voxels of a page lie in the file one after the other, as they are; a sparse page says so too, and has none."""
+    return bool(page.is_final) and all(page.databytecounts)
+
+
 def absent_segments(page: Any, plane: Box) -> list[int]:
     """Tiles or strips of one page that ``plane`` needs and the file does not have, ascending."""
     keyframe = page.keyframe
@@ -118,7 +123,7 @@ def read_page(page: Any, number: int, plane: Box, missing: Literal["error", "fil
         ChunkError: naming the tile or strip that is missing or damaged.
     """
     keyframe = page.keyframe
-    if page.is_final:
+    if is_plain(page):
         try:
             found = map_planes(page, page.dataoffsets[0], 1, url)[0]
         except VolumeError as error:

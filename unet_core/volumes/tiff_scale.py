@@ -22,7 +22,9 @@ def voxel_size_of(file: Any, number: int, spatial_axes: str, url: str) -> tuple[
         VolumeError: if the OME-XML is damaged or declares entities.
     """
     series = file.series[number]
-    if file.is_svs:
+    if file.is_svs and series.name != "Baseline":
+        sizes = {}  # thumbnail, label and overview of the slide have other voxels
+    elif file.is_svs:
         found = re.search(r"MPP\s*=\s*([0-9]*[.,]?[0-9]+)", series.keyframe.description or "")
         sizes = dict.fromkeys("yx", float(found[1].replace(",", "."))) if found else {}
     elif file.is_ome:

@@ -34,6 +34,7 @@ class GuardedStore(WrapperStore[Any]):
     ) -> None:
         super().__init__(store)
         self._url, self._path, self._listing, self._missing = url, path, listing, missing
+        self._folders: set[str] | None = None
 
     def _with_store(self, store: Any) -> GuardedStore:
         return type(self)(store, self._url, self._path, self._listing, self._missing)
@@ -66,7 +67,9 @@ class GuardedStore(WrapperStore[Any]):
             raise ChunkError(f"{error} A chunk that cannot be read is never filled.") from error
 
     def _is_folder(self, name: str) -> bool:
-        return any(known.startswith(f"{name}/") for known in self._listing())
+        if self._folders is None:
+            self._folders = {known.rpartition("/")[0] for known in self._listing()}
+        return name in self._folders
 
 
 def missing_message(name: str, url: str, is_folder: bool = False) -> str:

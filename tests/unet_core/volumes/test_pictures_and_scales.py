@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,35 @@ def test_voxel_size_of_aperio_slides(mpp: str, size: float | None, tmp_path: Pat
     description = f"Aperio Image Library v1\r\n53x41 [0,0 53x41] (16x16) JPEG/RGB Q=70|AppMag = 20|MPP = {mpp}|Left = 1"
     tifffile.imwrite(tmp_path / "a.svs", colour, photometric="rgb", tile=(16, 16), description=description, metadata=None)
     assert open_volume(str(tmp_path / "a.svs")).voxel_size == (None if size is None else (size, size))
+
+
+def test_the_thumbnail_of_a_slide_has_not_the_voxels_of_the_slide() -> None:
+    slide = str(files("unet_core") / "bundled" / "CMU-1-Small-Region.svs")
+    assert open_volume(slide).voxel_size == (0.499, 0.499)
+    assert open_volume(slide, series=1).voxel_size is None
+
+
+def test_coarser_levels_of_a_tiff_begin_in_the_middle_of_the_voxels_they_stand_for(tmp_path: Path) -> None:
+    data = textured((200, 300))
+    with tifffile.TiffWriter(tmp_path / "p.tif") as writer:
+        writer.write(data, tile=(64, 64), subifds=1, resolution=(40000, 20000), resolutionunit="CENTIMETER")
+        writer.write(data[::2, ::2], tile=(64, 64), subfiletype=1)
+    assert open_volume(str(tmp_path / "p.tif")).translation == (0.0, 0.0)
+    assert open_volume(str(tmp_path / "p.tif"), 1).translation == pytest.approx((0.25, 0.125))
+    tifffile.imwrite(tmp_path / "a.tif", GRAY)
+    assert open_volume(str(tmp_path / "a.tif")).translation == (0.0, 0.0)
+
+
+def test_a_sparse_file_of_one_piece_holds_no_voxels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((64, 64), "u1"), tile=(64, 64))
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        for tag in ("TileByteCounts", "TileOffsets"):
+            file.pages[0].tags[tag].overwrite(0)  # type: ignore[union-attr]
+    volume = open_volume(str(tmp_path / "a.tif"))
+    assert volume.missing_chunks() == ("tile 0 of page 0",)
+    with pytest.raises(VolumeError, match="tile 0 of page 0 is missing"):
+        volume.read(Box((0, 0), (9, 9)))
+    assert not open_volume(str(tmp_path / "a.tif"), missing="fill").read(Box((0, 0), (64, 64))).any()
 
 
 def test_absent_tiles_are_named_before_any_is_read(tmp_path: Path) -> None:
