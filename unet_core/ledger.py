@@ -66,6 +66,11 @@ class Request(_Record):
         """Hash of what is wanted."""
         return hashlib.sha256(canonical_json([self.plan, self.roi])).hexdigest()[:16]
 
+    @property
+    def key(self) -> str:
+        """Hash of everything that workers are told: also where image and model lie, and on what device."""
+        return hashlib.sha256(to_bytes(self)).hexdigest()[:16]
+
 
 class Record(_Record):
     """One committed unit of work.
@@ -154,6 +159,26 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
 
     with ThreadPoolExecutor(_READERS) as readers:
         return {record.index: record for record in readers.map(read, keys) if record is not None}
+
+
+def read_unit(store: Store, plan: Plan, stage: str, index: int) -> dict[str, bytes]:
+    """Stored objects of a committed unit by their key, as its record says; nothing for a unit without a record.
+
+    Raises:
+        LedgerError: if one is not what was written.
+    """
+    try:
+        record = Record.model_validate_json(store.get(record_key(stage, index)))
+    except FileNotFoundError:
+        return {}
+    except (pydantic.ValidationError, OSError) as error:
+        raise LedgerError(
+            f"The record of {stage} block {index} in {store.url} cannot be read; run the same command again."
+        ) from error
+    wrong = faults(store, [record]) if record.plan == plan.id else []
+    if wrong:
+        raise LedgerError(f"{wrong[0][1]}; run the same command again, it computes this again")
+    return {shard.key: store.get(shard.key) for shard in record.objects if not shard.empty} if record.plan == plan.id else {}
 
 
 def withdraw(store: Store, stage: str, index: int) -> None:

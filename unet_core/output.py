@@ -7,6 +7,7 @@ ROOT/labels/..  label images: classes, or one per region
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from unet_core.geometry import Box, Shape
-from unet_core.plan import ImagePlan, LabelName, LevelPlan, Plan
+from unet_core.plan import ImagePlan, LabelName, Plan
 from unet_core.store import Store
 
 _ZSTD_LEVEL = 3
@@ -88,16 +89,23 @@ def _shard_key(plan: Plan, image: ImagePlan, coordinates: Shape) -> str:
     return "/".join(([] if plan.ngff == "0.4" else ["c"]) + [str(part) for part in parts])
 
 
-def open_level(store: Store, plan: Plan, image: ImagePlan, level: int) -> zarr.Array[Any]:
-    """A stored array of the output, read-only."""
-    return zarr.open_array(store.as_zarr(read_only=True), path=image.array_path(level), mode="r")
+def decode_shards(plan: Plan, image: ImagePlan, level: int, shards: Mapping[str, bytes], box: Box) -> NDArray[Any]:
+    """Voxels of ``box`` of one image at one level, of shape ([C,] *box.shape), from stored objects by their key; absent ones are 0."""
+    folder = f"{image.array_path(level)}/"
+    own = {key.removeprefix(folder): data for key, data in shards.items() if key.startswith(folder)}
+    array = zarr.open_array(MemoryStore(_array_metadata(plan, image, level) | _buffers(own)), mode="r")
+    return np.asarray(array[(*((slice(None),) if image.channels else ()), *box.slices())])
 
 
 def _array_metadata(plan: Plan, image: ImagePlan, level: int) -> dict[str, Any]:
+    return _buffers(_array_documents(plan.canonical(), image, level))
+
+
+def _buffers(objects: Mapping[str, bytes]) -> dict[str, Any]:
     from zarr.core.buffer import default_buffer_prototype
 
     make = default_buffer_prototype().buffer.from_bytes
-    return {key: make(data) for key, data in _array_documents(plan.canonical(), image, level).items()}
+    return {key: make(data) for key, data in objects.items()}
 
 
 @lru_cache(maxsize=256)
@@ -253,8 +261,3 @@ def _cell_sums(values: NDArray[Any], factor: Shape) -> NDArray[Any]:
         if step > 1:
             values = np.add.reduceat(values, np.arange(0, values.shape[axis], step), axis=axis)
     return values
-
-
-def coarser_box(box: Box, level: LevelPlan) -> Box:
-    """Where ``box`` of the level before lies on ``level``."""
-    return box.scale_down(level.factor)

@@ -27,6 +27,7 @@ from unet_core.plan import (
 )
 from unet_core.predict import resolve_device
 from unet_core.rules import trace
+from unet_core.store import absolute
 
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}  # tried in this order until one fits the memory
 GIB = 1 << 30
@@ -64,17 +65,12 @@ class Planned:
         }
 
 
-def plan_run(job: SegmentationJob) -> Plan:
-    """Resolve a job against its image and model; nothing is written.
+def resolve(job: SegmentationJob) -> Planned:
+    """The plan of a job, its request, the memory it needs, and warnings; nothing is written.
 
     Raises:
         InputError: in one of its kinds, if the job cannot be run as asked.
     """
-    return resolve(job).plan
-
-
-def resolve(job: SegmentationJob) -> Planned:
-    """The plan of a job, its request, the memory it needs, and warnings; see ``plan_run``."""
     check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
     package = load_model(job.model)
@@ -85,7 +81,7 @@ def resolve(job: SegmentationJob) -> Planned:
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
-    read = [_read_region(package, block_shape, box) for box in regions]
+    read = [_read_region(package, block_shape, box, shape) for box in regions]
     absent = _check_readable(source, read, job)
     description, head = package.description, package.description.heads[0]
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
@@ -93,9 +89,9 @@ def resolve(job: SegmentationJob) -> Planned:
     plan = Plan(
         input=InputPlan(
             level=volume.level,
-            series=job.series,
-            time=job.time,
-            channels=job.channels,
+            series=job.series or 0,
+            time=job.time or 0,
+            channels=job.channels if "c" in volume.axes else None,
             axes=volume.axes,
             shape=volume.shape,
             dtype=str(volume.dtype),
@@ -130,8 +126,8 @@ def resolve(job: SegmentationJob) -> Planned:
     )
     request = Request(
         plan=plan.id,
-        image=job.image,
-        model=model_url(job.model),
+        image=absolute(job.image),
+        model=absolute(model_url(job.model)),
         device=device,
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
@@ -145,13 +141,12 @@ def resolve(job: SegmentationJob) -> Planned:
     return Planned(plan, request, memory, tuple(warnings))
 
 
-def _read_region(package: ModelPackage, block_shape: Shape, wanted: Box) -> Box:
-    """What the blocks that touch ``wanted`` read together."""
-    blocks, read = wanted.scale_down(block_shape).scale_up(block_shape), package.footprint.read_box(Box.from_shape(block_shape))
-    return blocks.grow(
-        package.footprint.before,
-        tuple(stop - size for stop, size in zip(read.stop, block_shape, strict=True)),
-    )
+def _read_region(package: ModelPackage, block_shape: Shape, wanted: Box, image_shape: Shape) -> Box:
+    """What the blocks that touch ``wanted`` read together; hangs over the image at its edges."""
+    blocks = wanted.scale_down(block_shape).scale_up(block_shape)
+    last = Box(tuple(stop - size for stop, size in zip(blocks.stop, block_shape, strict=True)), blocks.stop)
+    read = package.footprint.read_box(last.intersect(Box.from_shape(image_shape)))
+    return Box(tuple(first - before for first, before in zip(blocks.start, package.footprint.before, strict=True)), read.stop)
 
 
 def _check_readable(source: inputs.Source, regions: list[Box], job: SegmentationJob) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     for stage in planned.plan.stages:
         for index in remaining_units(store, planned.plan, request, stage):
             try:
-                record = run_unit(job.output, request.id, stage.name, index)
+                record = run_unit(job.output, request.key, stage.name, index)
             except BlockError as error:
                 failures.append(str(error))
                 continue
@@ -144,7 +144,9 @@ def finish(
     plan, store = planned.plan, open_store(output_url)
     records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
     store.delete(ledger.COMPLETE_KEY)
-    if not failures:
+    if failures:  # nothing is marked, but what is damaged is to be computed again too
+        failures = failures + [text for _, text in withdraw_damaged(store, plan, records)]
+    else:
         audit(store, plan, request, records, withdraw=True)
         mark = {"schema": 1, "plan": plan.id, "request": request.id, "units": len(records)}
         store.put(ledger.COMPLETE_KEY, canonical_json(mark))
@@ -168,9 +170,17 @@ def finish(
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         failures=failures,
-        warnings=list(planned.warnings),
+        warnings=[*planned.warnings, *_mixed(segmented)],
         hardware=sorted({record.hardware for record in segmented}),
     )
+
+
+def _mixed(records: list[Record]) -> list[str]:
+    """A warning if more than one class of hardware computed the result."""
+    classes = sorted({record.hardware for record in records})
+    if len(classes) < 2:
+        return []
+    return [f"Blocks were computed on {len(classes)} classes of hardware ({', '.join(classes)}), which differ in last bits."]
 
 
 def audit(store: Store, plan: Plan, request: Request, records: list[Record], withdraw: bool = False) -> None:
@@ -190,19 +200,32 @@ def audit(store: Store, plan: Plan, request: Request, records: list[Record], wit
         for index in wanted_units(plan, request, stage)
         if (stage.name, index) not in have
     ]
-    damaged = ledger.faults(store, records)
+    damaged = withdraw_damaged(store, plan, records) if withdraw else ledger.faults(store, records)
     wrong = [f"{stage} block {index} has no record" for stage, index in lacking] + [text for _, text in damaged]
     if not wrong:
         return
-    again = {unit: None for record, _ in damaged for unit in _made_from(plan, plan.stage(record.stage), record.index)}
-    if withdraw:
-        for stage, index in again:
-            ledger.withdraw(store, stage, index)
-    units = [f"{stage} block {index}" for stage, index in dict.fromkeys(lacking) | again]
+    units = [f"{stage} block {index}" for stage, index in dict.fromkeys([*lacking, *_made_from_all(plan, damaged)])]
     raise LedgerError(
         f"Audit of {store.url} found {len(wrong)} faults: {_listed(wrong, '; ')}. "
         f"Run the same command once more; it computes {_listed(units, ', ')} again."
     )
+
+
+def withdraw_damaged(store: Store, plan: Plan, records: list[Record]) -> list[tuple[Record, str]]:
+    """Remove the records of units whose objects are not what was written; which, and what is wrong with each.
+
+    The coarser units that were made from them go first, so that one killed in between leaves nothing that counts and is wrong.
+    """
+    damaged = ledger.faults(store, records)
+    for stage, index in reversed(_made_from_all(plan, damaged)):
+        ledger.withdraw(store, stage, index)
+    return damaged
+
+
+def _made_from_all(plan: Plan, damaged: list[tuple[Record, str]]) -> list[tuple[str, int]]:
+    """Damaged units and all that was made from them, each once, the finest first."""
+    units = {unit for record, _ in damaged for unit in _made_from(plan, plan.stage(record.stage), record.index)}
+    return sorted(units, key=lambda unit: (plan.stage(unit[0]).level, unit[1]))
 
 
 def _made_from(plan: Plan, stage: Stage, index: int) -> Iterator[tuple[str, int]]:
@@ -257,13 +280,26 @@ class Result:
     plan: Plan
     status: Status
 
-    def volume(self, name: str = "labels/classes", level: int = 0) -> Volume:
-        """One of the output's images ("" is the root) at one level."""
-        return open_volume(
-            f"{self.url.rstrip('/')}/{name}".rstrip("/"), level, missing="fill"
-        )  # shards of background are not stored
+    def volume(self, name: str | None = None, level: int = 0) -> Volume:
+        """One of the output's images at one level: its first label image, or the one named ("" is the root).
 
-    def to_dask(self, name: str = "labels/classes", level: int = 0) -> Any:
+        Raises:
+            LedgerError: if voxels that were written are no longer there.
+        """
+        image = next(image for image in self.plan.images if (image.path == name if name is not None else image.kind == "labels"))
+        # Shards of background are not stored, so that absent ones read as such; but not those that the ledger knows.
+        volume = open_volume(f"{self.url.rstrip('/')}/{image.path}".rstrip("/"), level, missing="fill")
+        absent = {f"{image.array_path(level)}/{key}" for key in volume.missing_chunks()}
+        stage = self.plan.stages[level].name
+        records = ledger.read_records(open_store(self.url), stage, self.plan.id) if absent else {}
+        lost = sorted(absent & {shard.key for record in records.values() for shard in record.objects if not shard.empty})
+        if lost:
+            raise LedgerError(
+                f"{lost[0]} is missing in {self.url} ({len(lost)} in all); run the same command again to compute it."
+            )
+        return volume
+
+    def to_dask(self, name: str | None = None, level: int = 0) -> Any:
         """The same as a lazy dask array."""
         return self.volume(name, level).to_dask()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _Pending = list[tuple[Path, tuple[str, ...]]]  # folders to list, with the real folders on the way to each
 _PART_SUFFIX = ".unet-part"
+LEFTOVER_SECONDS = 3600.0  # after which a part of a put by another machine is nobody's any more
 _OS_REASONS = {
     errno.EACCES: "permission denied: {}; grant this user the right to it.",
     errno.EPERM: "permission denied: {}; grant this user the right to it.",
@@ -135,6 +138,11 @@ def local_path(url: str) -> Path:
     return Path(unquote(f"/{path}"))
 
 
+def absolute(url: str) -> str:
+    """The URL as it is seen from any working directory of this machine."""
+    return url if "://" in url else str(local_path(url).absolute())
+
+
 def redacted(url: str) -> str:
     """The URL without user, password and query, for messages and records."""
     if not is_remote(url):
@@ -247,7 +255,7 @@ class LocalStore:
     def _write_part(self, key: str, data: bytes) -> Path:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PART_SUFFIX}")
+        part = path.with_name(f".{path.name}.{_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}")
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -298,13 +306,35 @@ class LocalStore:
             return tuple(sorted(os.listdir(folder))) if folder.is_dir() else ()
 
     def delete_leftovers(self) -> None:
+        oldest = time.time() - LEFTOVER_SECONDS
         for part in self.root.rglob(f".*{_PART_SUFFIX}"):
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if part.stat().st_mtime < oldest or _is_gone(part.name.split(".")[-3]):
+                    part.unlink()
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         from zarr.storage import LocalStore as ZarrLocalStore
 
         return ZarrLocalStore(self.root, read_only=read_only)
+
+
+def _writer() -> str:
+    """This process, among all that may write to a shared disk."""
+    return f"{socket.gethostname().replace('.', '-')}@{os.getpid()}"
+
+
+def _is_gone(writer: str) -> bool:
+    """Whether the process that began a part is known to be gone: one of this machine that does not run any more."""
+    host, _, process = writer.partition("@")
+    if host != _writer().partition("@")[0] or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 import unet_core
 from unet_core import inputs, ledger, output
 from unet_core.errors import BlockError, ResumeError, UnetCoreError
+from unet_core.footprint import Footprint
 from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
-from unet_core.plan import ImagePlan, Plan, Stage
+from unet_core.plan import Plan, Stage
 from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
 from unet_core.store import Store, open_store
 from unet_core.volumes import read_reflected
@@ -32,11 +33,12 @@ class Worker:
     plan: Plan
     request: Request
     source: inputs.Source
+    footprint: Footprint
     predictor: Predictor
 
 
 @lru_cache(maxsize=2)
-def open_worker(output_url: str, request_id: str) -> Worker:
+def open_worker(output_url: str, request_key: str) -> Worker:
     """Open plan, image and model of an output; kept for the next unit.
 
     Raises:
@@ -44,9 +46,9 @@ def open_worker(output_url: str, request_id: str) -> Worker:
     """
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
-    if request.id != request_id:
+    if request.key != request_key:
         raise ResumeError(
-            f"Output {output_url} now has request {request.id}, this worker was sent for {request_id}; another run took over."
+            f"Output {output_url} now has request {request.key}, this worker was sent for {request_key}; another run took over."
         )
     package = load_model(request.model)
     if package.sha256 != plan.model.sha256:
@@ -54,22 +56,24 @@ def open_worker(output_url: str, request_id: str) -> Worker:
             f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]})."
         )
     source = inputs.reopen(request.image, plan)
-    return Worker(store, plan, request, source, load_predictor(package, request.device, plan.precision, plan.threads))
+    predictor = load_predictor(package, request.device, plan.precision, plan.threads)
+    return Worker(store, plan, request, source, package.footprint, predictor)
 
 
-def run_unit(output_url: str, request_id: str, stage_name: str, index: int) -> Record:
+def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> Record:
     """Compute, commit and record one unit of work; the only function that workers run.
 
     Raises:
         BlockError: naming the unit and its box, from whatever went wrong.
     """
-    worker = open_worker(output_url, request_id)
+    worker = open_worker(output_url, request_key)
     stage = worker.plan.stage(stage_name)
     box = stage.grid.block(index)
     try:
         return segment_block(worker, index) if stage.level == 0 else downsample_block(worker, stage, index)
-    except (UnetCoreError, OSError, RuntimeError, ValueError) as error:
-        raise BlockError(f"{stage_name} block {index} ({worker.plan.spatial_axes} {box}): {error}") from error
+    except Exception as error:  # codecs, torch and numpy raise every kind, MemoryError included; the other blocks go on
+        kind = "" if isinstance(error, UnetCoreError) else f"{type(error).__name__}: "
+        raise BlockError(f"{stage_name} block {index} ({worker.plan.spatial_axes} {box}): {kind}{error}") from error
 
 
 def segment_block(worker: Worker, index: int) -> Record:
@@ -79,28 +83,36 @@ def segment_block(worker: Worker, index: int) -> Record:
     write = grid.block(index)
     # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
     # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
-    read = Box.from_shape(plan.footprint.read_shape, write.start).shift(tuple(-size for size in plan.footprint.before))
+    read = worker.footprint.read_box(write)
     image = read_reflected(worker.source, read)
     clock.stop("read")
     normalised = plan.model.normalisation.apply(image)
     logits = crop_to(worker.predictor.logits(normalised), write.shape)
-    values = [_readout(plan, image_plan, logits) for image_plan in plan.images]
+    values = _readout(plan, logits)
     clock.stop("predict")
     return _commit(worker, plan.stages[0], index, values, clock, worker.source.missing_chunks(read))
 
 
-def _readout(plan: Plan, image: ImagePlan, logits: torch.Tensor) -> NDArray[Any]:
+def _readout(plan: Plan, logits: torch.Tensor) -> list[NDArray[Any]]:
+    """What each image of the plan stores of a block."""
     values = tuple(entry.value for entry in plan.model.classes)
-    if image.kind == "probabilities":
-        return probabilities_of(logits, plan.model.kind, image.dtype)
+    shown: NDArray[Any]
     if plan.model.kind == "classes":
         labels = labels_of(logits, values)
-        return labels if image.kind == "labels" else _spread(labels, values)
-    inside = regions_of(logits)
-    if image.kind == "map":
-        return inside.astype(np.uint8) * np.uint8(255)
-    channel = values.index(image.label_value or 0)
-    return inside[channel].astype(np.uint8) * np.uint8(values[channel])
+        shown = _spread(labels, values)
+        masks: dict[int | None, NDArray[Any]] = {None: labels}
+    else:
+        inside = regions_of(logits)
+        shown = inside.astype(np.uint8) * np.uint8(255)
+        masks = {value: inside[channel].astype(np.uint8) * np.uint8(value) for channel, value in enumerate(values)}
+    return [
+        probabilities_of(logits, plan.model.kind, image.dtype)
+        if image.kind == "probabilities"
+        else shown
+        if image.kind == "map"
+        else masks[image.label_value]
+        for image in plan.images
+    ]
 
 
 def _spread(labels: NDArray[np.uint8], values: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -119,11 +131,14 @@ def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
     clock = _Clock()
     write = stage.grid.block(index)
     finer = write.scale_up(level.factor).intersect(Box.from_shape(plan.levels[stage.level - 1].shape))
-    values = []
-    for image in plan.images:
-        array = output.open_level(worker.store, plan, image, stage.level - 1)
-        stored = np.asarray(array[(slice(None),) * (1 if image.channels else 0) + finer.slices()])
-        values.append(output.downsample(stored, level.factor, image.kind))
+    before = plan.stages[stage.level - 1]
+    shards: dict[str, bytes] = {}
+    for number in before.grid.touching(finer):
+        shards |= ledger.read_unit(worker.store, plan, before.name, number)
+    values = [
+        output.downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
+        for image in plan.images
+    ]
     clock.stop("downsample")
     return _commit(worker, stage, index, values, clock)
 

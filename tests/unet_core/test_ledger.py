@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unet_core.test_segment import digest
-from unet_core import ledger
+from unet_core import ledger, worker
 from unet_core.errors import InputError, JobError, LedgerError, ResumeError
 from unet_core.job import SegmentationJob, make_job
 from unet_core.segment import read_status, run
@@ -70,11 +71,75 @@ def test_coarser_levels_made_from_a_hole_are_made_again(make_model: Maker, make_
     }  # fmt: skip
     run(make_job(**base, roi=("0:64,0:64",)))
     (tmp_path / "out/labels/classes/0/c/0/0").unlink()
-    with pytest.raises(LedgerError, match="is missing"):
-        run(make_job(**base))  # the coarser level is computed anew for the whole, from the hole
+    summary = run(make_job(**base))  # the coarser level would be computed anew from the hole
+    assert summary.status == "partial"
+    assert any("labels/classes/0/c/0/0 is missing" in text for text in summary.failures)
     assert run(make_job(**base)).status == "complete"
     run(make_job(**(base | {"output": str(tmp_path / "undisturbed")})))
     assert digest(tmp_path / "out") == digest(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete", "passing"])
+def test_a_coarser_level_is_never_made_from_a_damaged_one(
+    damage: str, job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is damaged, or cannot be seen for a moment, between its commit and the coarser level."""
+    other = job.model_copy(update={"output": str(tmp_path / "second")})
+    shard, aside = tmp_path / "second/labels/classes/0/c/0/0", tmp_path / "aside"
+    true = worker.downsample_block
+    done = []
+
+    def downsample(*arguments: Any) -> Any:
+        if not done:
+            done.append(shard.read_bytes())
+            if damage == "flip":
+                shard.write_bytes(bytes([done[0][0] ^ 1]) + done[0][1:])
+            else:
+                shard.rename(aside)
+        try:
+            return true(*arguments)
+        finally:
+            if damage == "passing" and aside.exists():
+                aside.rename(shard)
+
+    monkeypatch.setattr(worker, "downsample_block", downsample)
+    first = run(other)
+    assert first.status == "partial"
+    assert any("labels/classes/0/c/0/0" in text for text in first.failures)
+    assert run(other).status == "complete"
+    assert digest(tmp_path / "second") == digest(tmp_path / "undisturbed")
+
+
+def test_withdrawing_is_safe_to_be_killed(job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = tmp_path / "out/labels/classes/0/c/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    true = ledger.withdraw
+    withdrawn: list[str] = []
+
+    def withdraw(store: Any, stage: str, index: int) -> None:
+        if withdrawn:
+            raise KeyboardInterrupt
+        withdrawn.append(stage)
+        true(store, stage, index)
+
+    monkeypatch.setattr(ledger, "withdraw", withdraw)
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    monkeypatch.setattr(ledger, "withdraw", true)
+    assert withdrawn != ["segment"]
+    assert run(job).status == "partial"  # the coarser level is not made from the damaged one
+    assert run(job).status == "complete"
+    assert digest(tmp_path / "out") == digest(tmp_path / "undisturbed")
+
+
+def test_what_reads_back_otherwise_is_not_recorded(job: SegmentationJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from unet_core.store import LocalStore
+
+    true = LocalStore.put
+    monkeypatch.setattr(LocalStore, "put", lambda self, key, data: true(self, key, data[:-1] if "/c/" in key else data))
+    summary = run(job.model_copy(update={"output": str(tmp_path / "second")}))
+    assert (summary.status, summary.computed) == ("partial", 0)
+    assert "reads back with another sha256" in summary.failures[0]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "{", "\udcff"])

@@ -24,7 +24,7 @@ zarr.create_array(f"{folder}/image", data=np.random.default_rng(0).integers(0, 2
 job = make_job(image=f"{folder}/image", output=f"{folder}/out", model="nuclei-fluorescence", block_shape=(size, size), precision=precision)
 planned = resolve(job)
 request = prepare(planned, job.output)
-worker.open_worker(job.output, request.id)
+worker.open_worker(job.output, request.key)
 process = psutil.Process()
 idle = peak = process.memory_info().rss
 running = True
@@ -36,7 +36,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 for index in range(3):
-    worker.run_unit(job.output, request.id, "segment", index)
+    worker.run_unit(job.output, request.key, "segment", index)
 running = False
 watcher.join()
 print(planned.memory_bytes, peak - idle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -174,7 +175,7 @@ def test_a_worker_refuses_an_image_that_changed_after_planning(make_model: Maker
     chunk = image / "c" / "0" / "1"
     chunk.write_bytes(chunk.read_bytes())
     with pytest.raises(ResumeError, match="has changed since it was planned"):
-        worker.run_unit(str(tmp_path / "out"), request.id, "segment", 0)
+        worker.run_unit(str(tmp_path / "out"), request.key, "segment", 0)
 
 
 @pytest.mark.parametrize("ngff", ["0.5", "0.4"])
@@ -477,6 +478,103 @@ def test_dimensions_and_channels_must_fit_the_model(make_model: Maker, make_imag
     colour = str(make_model(levels=2, in_channels=3))
     with pytest.raises(VolumeError, match="model wants 3 channels .* image has 1"):
         plan_run(make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=colour))
+
+
+def test_percentiles_of_a_large_image_are_drawn_from_all_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet_core.volumes import ArrayVolume
+
+    values = textured((128, 128))
+    values[:, :8] = 250  # the blank margin of a slide
+    monkeypatch.setattr(sampling, "_REGION_SIDE", {2: 8})
+    monkeypatch.setattr(sampling, "PERCENTILE_VOXELS", 16 * 64)  # 16 of 256 regions, as many as a column has
+    low, high = sampling.percentiles(inputs.Source(ArrayVolume(values), "yx"), 5, 90)
+    expected = np.percentile(values[:, 8:], [5, 90])
+    np.testing.assert_allclose([low[0], high[0]], expected, rtol=0.3)  # a column of regions would give 250 twice
+    monkeypatch.setattr(sampling, "PERCENTILE_VOXELS", 128 * 128)
+    low, high = sampling.percentiles(inputs.Source(ArrayVolume(values), "yx"), 5, 90)
+    np.testing.assert_allclose([low[0], high[0]], np.percentile(values, [5, 90]))
+
+
+def stated_pyramid(folder: Path, shapes: list[tuple[int, ...]], sizes: list[float]) -> str:
+    """An OME-Zarr whose voxel sizes are not the ratios of its shapes."""
+    group = zarr.open_group(folder, mode="w")
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"[-len(shapes[0]) :]]
+    datasets = []
+    for number, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
+        group.create_array(str(number), data=textured(shape), chunks=shape)
+        steps = [
+            {"type": "scale", "scale": [size] * len(shape)},
+            {"type": "translation", "translation": [size * 10] * len(shape)},
+        ]
+        datasets.append({"path": str(number), "coordinateTransformations": steps})
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return str(folder)
+
+
+def test_voxel_sizes_are_those_stated_and_not_ratios_of_shapes(make_model: Maker, tmp_path: Path) -> None:
+    image = stated_pyramid(tmp_path / "i", [(100, 100), (52, 52)], [1.0, 3.0])
+    base = {"image": image, "output": str(tmp_path / "o")}
+    plan = plan_run(make_job(**base, model=str(make_model(voxel_size_um=(3.0, 3.0)))))
+    assert (plan.input.level, plan.scale, plan.translation) == (1, (3.0, 3.0), (30.0, 30.0))
+    model = str(make_model(voxel_size_um=(1.92, 1.92)))
+    with pytest.raises(VolumeError, match="level 1: 3 x 3 um; no level is within 10 %"):
+        plan_run(make_job(**base, model=model))
+    halved = plan_run(make_job(**base, model=str(make_model(voxel_size_um=(1.5, 1.5))), voxel_size_um=(0.5, 0.5)))
+    assert (halved.input.level, halved.scale, halved.translation) == (1, (1.5, 1.5), (15.0, 15.0))
+
+
+def test_edge_blocks_need_only_what_their_voxels_need(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    """The last block is one voxel wide; what a whole block would read, mirrored, reaches far back into the image."""
+    image, model = make_image((40, 129), chunks=(40, 16)), make_model()
+    (image / "c" / "0" / "4").unlink()  # 64:80; the margin is 20
+    base = {"image": str(image), "output": str(tmp_path / "out"), "model": str(model), "block_shape": (40, 128)}
+    assert run(make_job(**base, roi=("0:40,128:129",))).status == "complete"
+    with pytest.raises(VolumeError, match="chunk c/0/4 is missing"):
+        run(make_job(**base))
+
+
+def test_chunks_that_only_the_mirror_image_needs_are_looked_for(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    image, model = make_image((40, 60), chunks=(40, 4)), make_model()
+    (image / "c" / "0" / "9").unlink()  # 36:40
+    base = {"image": str(image), "output": str(tmp_path / "out"), "model": str(model), "block_shape": (40, 4)}
+    with pytest.raises(VolumeError, match="chunk c/0/9 is missing"):
+        run(make_job(**base, roi=("0:40,56:60",)))  # reads 36:80, mirrored at 60
+    assert run(make_job(**base, roi=("0:40,0:4",))).status == "complete"
+
+
+def test_lost_voxels_of_a_result_are_an_error_and_background_is_not(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    run(make_job(image=str(make_image((40, 50))), output=output, model=str(make_model("regions")), block_shape=(16, 16)))
+    assert open_result(output).volume().url.endswith("labels/class_0")
+    record = next(iter((tmp_path / "out/.unet/ledger/segment").iterdir()))
+    key = next(entry["key"] for entry in json.loads(record.read_text())["objects"] if entry["key"].startswith("labels/class_0"))
+    (tmp_path / "out" / key).unlink()
+    with pytest.raises(LedgerError, match=f"{key} is missing"):
+        open_result(output).to_dask()
+
+
+def test_one_channel_cannot_be_taken_twice(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    colour = str(make_model(in_channels=2))
+    with pytest.raises(VolumeError, match="channels 0, 0 of .*: it has one"):
+        plan_run(make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=colour, channels=(0, 0)))
+
+
+def test_running_out_of_memory_fails_the_block_alone(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_read = worker.read_reflected
+
+    def read(source: Any, box: Any) -> Any:
+        if box.start[0] > 0:
+            raise MemoryError("no more")
+        return true_read(source, box)
+
+    monkeypatch.setattr(worker, "read_reflected", read)
+    summary = run(
+        make_job(image=str(make_image((40, 50))), output=str(tmp_path / "o"), model=str(make_model()), block_shape=(32, 32))
+    )
+    assert (summary.status, summary.computed, len(summary.failures)) == ("partial", 2, 2)
+    assert "MemoryError: no more" in summary.failures[0]
 
 
 def test_intensities_of_another_type_than_those_trained_on_are_refused(make_model: Maker, tmp_path: Path) -> None:

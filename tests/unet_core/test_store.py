@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unet_core.errors import InputError
-from unet_core.store import check_url, local_path, open_store, redacted, storage_errors
+from unet_core.store import _writer, check_url, local_path, open_store, redacted, storage_errors
 
 WRITER = """
 import sys
@@ -36,8 +36,14 @@ def test_a_put_that_is_killed_leaves_a_whole_object(tmp_path: Path) -> None:
         assert len(set(data)) == 1
     store = open_store(str(tmp_path))
     assert [entry.key for entry in store.list()] == ["a/key"]
+    mine, foreign = (tmp_path / "a" / f".key.{writer}.0.unet-part" for writer in (_writer(), "elsewhere@1"))
+    mine.touch()
+    foreign.touch()
     store.delete_leftovers()
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["key"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted([mine.name, foreign.name, "key"])
+    os.utime(foreign, (0, 0))
+    store.delete_leftovers()
+    assert not foreign.exists()
 
 
 def claim(root: str, barrier: object, results: object, name: int) -> None:
