@@ -31,9 +31,10 @@ CLUSTERS: dict[str, str] = {
 SCHEMES = ("tcp", "tls")
 CONNECT_SECONDS = 10
 MAX_GREETING_BYTES = 1 << 20
+IDLE_BYTES = 2 << 30  # for a worker with its libraries and a model, generously
 WORKER_SECONDS = 20  # for which a scheduler may be without any worker
 
-Backend = Callable[[str, int, int], AbstractContextManager[str | None]]
+Backend = Callable[[str, int, int, int], AbstractContextManager[str | None]]
 
 
 def check_cluster(cluster: str, workers: int) -> None:
@@ -100,13 +101,14 @@ def _greeting(host: str, port: int) -> int:
         return int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")
 
 
-def open_cluster(cluster: str, workers: int, gpu_count: int = 0) -> AbstractContextManager[str | None]:
+def open_cluster(cluster: str, workers: int, gpu_count: int = 0, memory_bytes: int = 0) -> AbstractContextManager[str | None]:
     """The scheduler's address while the context lasts; None for ``serial``.
 
     Args:
         cluster: a key of ``CLUSTERS``, or the address of a scheduler.
         workers: processes to start, for backends that start some.
         gpu_count: GPUs of this machine to give to them, one each.
+        memory_bytes: that a block needs, as planned; 0 if not known.
 
     Raises:
         JobError: if the cluster does not exist.
@@ -114,17 +116,17 @@ def open_cluster(cluster: str, workers: int, gpu_count: int = 0) -> AbstractCont
     check_cluster(cluster, workers)
     module, _, attribute = CLUSTERS["address" if "://" in cluster else cluster].partition(":")
     backend: Backend = getattr(import_module(module), attribute)
-    return backend(cluster, workers, gpu_count)
+    return backend(cluster, workers, gpu_count, memory_bytes)
 
 
 @contextmanager
-def serial(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
+def serial(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
     """No cluster: blocks run one after the other in this process."""
     yield None
 
 
 @contextmanager
-def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
+def local(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
     """Worker processes of one thread on this machine, on the loopback interface; one per GPU if there are GPUs."""
     count = min(workers, gpu_count) if gpu_count else workers
     _silence_dask()
@@ -134,6 +136,8 @@ def local(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
                 "cls": Nanny,
                 "options": {
                     "nthreads": 1,
+                    # dask's own limit is a share of the machine by its cores, whatever a block needs.
+                    "memory_limit": 2 * memory_bytes + IDLE_BYTES if memory_bytes else 0,
                     "host": "127.0.0.1",
                     "dashboard": False,
                     "silence_logs": logging.CRITICAL,
@@ -175,6 +179,6 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def address(cluster: str, workers: int, gpu_count: int) -> Iterator[str | None]:
+def address(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
     """A scheduler that runs already; its workers are left as they are."""
     yield cluster

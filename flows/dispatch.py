@@ -21,7 +21,7 @@ class ClusterLostError(UnetCoreError):
 def run_units(
     scheduler: str | None,
     output_url: str,
-    request_id: str,
+    request_key: str,
     stage: str,
     indices: Iterable[int],
     on_record: Callable[[Record], None],
@@ -31,7 +31,7 @@ def run_units(
     Args:
         scheduler: address, or None to run in this process.
         output_url: of the prepared output.
-        request_id: of its request.
+        request_key: of its request.
         stage: name.
         indices: numbers of the units.
         on_record: called in this thread after each unit.
@@ -40,7 +40,7 @@ def run_units(
         ClusterLostError: if the scheduler went away; what is committed stays committed.
     """
     if scheduler is None:
-        return _run_here(output_url, request_id, stage, indices, on_record)
+        return _run_here(output_url, request_key, stage, indices, on_record)
     failures: list[str] = []
     pending = iter(indices)
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
@@ -49,7 +49,7 @@ def run_units(
 
         def submit(count: int) -> list[Future]:
             return [
-                client.submit(run_unit, output_url, request_id, stage, index, pure=False, key=f"{stage}-{index}-{request_id}")
+                client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=f"{stage}-{index}-{request_key}")
                 for index in islice(pending, count)
             ]
 
@@ -81,12 +81,12 @@ def run_units(
 
 
 def _run_here(
-    output_url: str, request_id: str, stage: str, indices: Iterable[int], on_record: Callable[[Record], None]
+    output_url: str, request_key: str, stage: str, indices: Iterable[int], on_record: Callable[[Record], None]
 ) -> list[str]:
     failures: list[str] = []
     for index in indices:
         try:
-            on_record(run_unit(output_url, request_id, stage, index))
+            on_record(run_unit(output_url, request_key, stage, index))
         except BlockError as error:
             failures.append(str(error))
     return failures

@@ -16,7 +16,7 @@ from unet_core.ledger import Record, Request
 from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
-from unet_core.store import open_store
+from unet_core.store import absolute, open_store
 
 Runner = Callable[[str | None, str, list[int], Progress], tuple[list[Record], list[str]]]
 
@@ -73,7 +73,7 @@ def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
     request = prepare(planned, job.output)
     store = open_store(job.output)
     remaining = {stage.name: remaining_units(store, planned.plan, request, stage) for stage in planned.plan.stages}
-    return Prepared(planned, request, job.output, remaining)
+    return Prepared(planned, request, absolute(job.output), remaining)
 
 
 def gpu_count(device: str) -> int:
@@ -96,7 +96,7 @@ def run_stages(prepared: Prepared, cluster: str, workers: int, progress: Progres
     computed: list[Record] = []
     failures: list[str] = []
     if prepared.total:
-        with open_cluster(cluster, workers, gpu_count(prepared.request.device)) as scheduler:
+        with open_cluster(cluster, workers, gpu_count(prepared.request.device), prepared.planned.memory_bytes) as scheduler:
             for stage, indices in prepared.remaining.items():
                 if indices and not failures:  # a coarser level would show holes as background
                     records, failed = run_stage(scheduler, stage, indices, progress)
@@ -125,6 +125,6 @@ def segment_on_cluster(
             records.append(record)
             progress.add(record)
 
-        return records, run_units(scheduler, prepared.output, prepared.request.id, stage, indices, note)
+        return records, run_units(scheduler, prepared.output, prepared.request.key, stage, indices, note)
 
     return run_stages(prepared, cluster, workers, Progress(prepared.total, show), run_stage)

@@ -63,7 +63,9 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         plan.block_shape,
         prepared.total,
     )
-    artifact = create_progress_artifact(0.0, key="segmentation-progress", description=f"{job.image} -> {job.output}")
+    artifact = create_progress_artifact(
+        0.0 if prepared.total else 100.0, key="segmentation-progress", description=f"{job.image} -> {job.output}"
+    )
     artifact_lock = threading.Lock()
 
     def show(snapshot: Snapshot) -> None:
@@ -80,7 +82,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         try:
             futures = [
                 segment_batch.submit(
-                    scheduler, job.output, prepared.request.id, stage, part, part[0], part[-1], progress, stopping
+                    scheduler, prepared.output, prepared.request.key, stage, part, part[0], part[-1], progress, stopping
                 )
                 for part in parts
             ]
@@ -108,7 +110,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 def segment_batch(
     scheduler: str | None,
     output: str,
-    request_id: str,
+    request_key: str,
     stage: str,
     indices: list[int],
     first: int,
@@ -129,7 +131,7 @@ def segment_batch(
         logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", stage, record.index, seconds, record.voxels / max(seconds, 1e-9) / 1e6)
 
     try:
-        failed = run_units(scheduler, output, request_id, stage, indices, note)
+        failed = run_units(scheduler, output, request_key, stage, indices, note)
     except Exception:
         if not stopping.is_set():
             raise

@@ -70,5 +70,6 @@ def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:
     """Variables of one worker process: its GPU, and how many threads its libraries may start."""
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     if gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        mask = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        variables["CUDA_VISIBLE_DEVICES"] = mask[gpu] if gpu < len(mask) else str(gpu)
     return variables
