@@ -9,6 +9,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 demo: $(VENV)/.run-ready
 	$(BIN)/unet demo unet-demo
+	@echo "  next:    source $(BIN)/activate, then unet --help"
 
 test: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
@@ -21,6 +22,7 @@ lint: $(VENV)/.dev-ready
 	$(BIN)/ruff format .
 
 $(VENV)/.run-ready: pyproject.toml constraints.txt
+	@echo "installing into $(VENV), a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(INDEX) --constraint constraints.txt --editable .

@@ -174,7 +174,9 @@ def canonical_json(value: Any) -> bytes:
 def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
     """Name and both values of the first field in which two JSON values differ, or None."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
+        for key in sorted(
+            old.keys() | new.keys(), key=lambda key: (key not in ("input", "model"), key)
+        ):  # what explains the rest first
             found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
             if found:
                 return found

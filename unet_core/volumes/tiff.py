@@ -42,7 +42,7 @@ def open_tiff(url: str, selection: Selection) -> Volume:
     except Exception as error:  # tifffile raises every kind on damaged files
         raise VolumeError(f"{url} is not a readable TIFF: {type(error).__name__}: {error}.") from error
     if not every:
-        raise VolumeError(f"{url} holds no image.")
+        raise VolumeError(f"{url} holds no image; it is cut short or damaged, copy it again from its original.")
     if len(every) > 1 and series is None and not file.is_svs:
         names = "; ".join(
             f"--series {number}: {entry.name or 'unnamed'} {entry.shape}" for number, entry in enumerate(every[:12])
