@@ -22,25 +22,29 @@ COLORS = ("#000000", "#ff0000", "#00ff00", "#0000ff")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the sample images (../shared/data) are not here")
 
 
-def random_network(seed: int = 0, **arguments: Any) -> torch.nn.Module:
-    """A U-Net with random weights and biases, and batch statistics that are not those of a fresh network."""
+def random_network(seed: int = 0, network: str = "unet", **arguments: Any) -> torch.nn.Module:
+    """A network with random weights and biases, and batch statistics that are not those of a fresh network."""
     torch.manual_seed(seed)
-    network = networks.build("unet", **arguments)
-    for name, value in network.named_parameters():
+    built = networks.build(network, **arguments)
+    for name, value in built.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(value, std=0.1)
-    for name, value in network.named_buffers():
-        if "running" in name:
+        elif not value.any():
+            torch.nn.init.normal_(value)
+    for name, value in built.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(value, std=0.1)  # larger ones leave few units alive, and nothing to compare
+        elif name.endswith("running_var"):
             torch.nn.init.uniform_(value, 0.5, 1.5)
-    return network.eval()
+    return built.eval()
 
 
-def describe(kind: str = "classes", voxel_size_um: Any = "unknown", **arguments: Any) -> ModelDescription:
+def describe(kind: str = "classes", voxel_size_um: Any = "unknown", network: str = "unet", **arguments: Any) -> ModelDescription:
     channels, classes = arguments["in_channels"], arguments["classes"]
     first = 0 if kind == "classes" else 1
     return ModelDescription(
         name="random",
-        network=NetworkSpec(name="unet", arguments=arguments),
+        network=NetworkSpec(name=network, arguments=arguments),
         heads=(Head(kind=kind, name=kind, channels=tuple(range(classes))),),
         classes=tuple(
             LabelClass(value=first + number, name=f"class {number}", color=COLORS[number % len(COLORS)])
@@ -56,10 +60,13 @@ def describe(kind: str = "classes", voxel_size_um: Any = "unknown", **arguments:
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a model package with a random U-Net and gives its folder."""
 
-    def make(kind: str = "classes", voxel_size_um: Any = "unknown", seed: int = 0, **arguments: Any) -> Path:
-        settings = {"in_channels": 1, "classes": 3, "base": 4, "levels": 3} | arguments
+    def make(
+        kind: str = "classes", voxel_size_um: Any = "unknown", seed: int = 0, network: str = "unet", **arguments: Any
+    ) -> Path:
+        usual = {"base": 4, "levels": 3} if network == "unet" else {}
+        settings = {"in_channels": 1, "classes": 3} | usual | arguments
         folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
-        save_model(folder, random_network(seed, **settings), describe(kind, voxel_size_um, **settings))
+        save_model(folder, random_network(seed, network, **settings), describe(kind, voxel_size_um, network, **settings))
         return folder
 
     return make

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
-from torch.fx.passes.shape_prop import ShapeProp
-
+from unet_core.cost import on_meta
 from unet_core.geometry import Shape
 from unet_core.rules import Trace
 
@@ -20,11 +18,9 @@ def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int
 
     A value lives from the step that makes it to the last that reads it, so skip connections wait for the decoder.
     """
-    network = traced.graph.to(torch.device("cpu"))
+    network = on_meta(traced, input_shape)
     parameters = sum(value.numel() for value in network.parameters()) * element_bytes
-    meta = _on_meta(network)
-    ShapeProp(meta).propagate(torch.empty((1, *input_shape), device="meta"))
-    nodes = list(meta.graph.nodes)
+    nodes = list(network.graph.nodes)
     last_use = {parent: position for position, node in enumerate(nodes) for parent in node.all_input_nodes}
     alive = peak = 0
     for position, node in enumerate(nodes):
@@ -37,9 +33,3 @@ def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int
             if last_use[parent] == position
         )
     return int(peak * _OVERHEAD) + parameters + _FIXED_BYTES
-
-
-def _on_meta(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    import copy
-
-    return copy.deepcopy(network).to("meta")

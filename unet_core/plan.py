@@ -63,6 +63,7 @@ class FootprintPlan(_Record):
     before: Shape
     after: Shape
     stride: Shape
+    skip: Shape = Field(description="of the network's output, before the write box; 0 for unpadded networks")
     read_shape: Shape = Field(description="what a whole block reads")
 
 

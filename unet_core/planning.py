@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from unet_core import inputs, output, sampling
@@ -31,6 +32,7 @@ from unet_core.store import absolute
 
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}  # tried in this order until one fits the memory
 GIB = 1 << 30
+MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is warned
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def resolve(job: SegmentationJob) -> Planned:
             before=package.footprint.before,
             after=package.footprint.after,
             stride=package.footprint.stride,
+            skip=package.footprint.skip,
             read_shape=package.footprint.read_box(Box.from_shape(block_shape)).shape,
         ),
         precision=job.precision,
@@ -132,6 +135,12 @@ def resolve(job: SegmentationJob) -> Planned:
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
     warnings = []
+    amplification = prod(plan.footprint.read_shape) / prod(block_shape)
+    if amplification > MAX_AMPLIFICATION:
+        warnings.append(
+            f"A block of {block_shape} voxels reads {plan.footprint.read_shape}, {amplification:.1f} times what it writes; larger blocks "
+            "(--block-shape, --memory-gib) compute less twice."
+        )
     if absent:
         warnings.append(
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."

@@ -134,10 +134,10 @@ def probabilities_of(logits: Tensor, kind: Literal["classes", "regions"], dtype:
     return result
 
 
-def crop_to(logits: Tensor, shape: Shape) -> Tensor:
-    """The first ``shape`` voxels along the spatial axes; what a legal input gives beyond the write box is dropped."""
-    for axis, size in enumerate(shape, start=1):
-        logits = logits.narrow(axis, 0, size)
+def crop_to(logits: Tensor, shape: Shape, skip: Shape) -> Tensor:
+    """The ``shape`` voxels after the first ``skip`` of the spatial axes; what a legal input gives beyond the write box is dropped."""
+    for axis, (size, first) in enumerate(zip(shape, skip, strict=True), start=1):
+        logits = logits.narrow(axis, first, size)
     return logits
 
 

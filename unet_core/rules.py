@@ -16,30 +16,58 @@ from torch import nn
 from torch.nn import functional
 
 from unet_core.errors import FootprintError
-from unet_core.networks.layers import ExactMaxPool, crop_like
+from unet_core.networks.layers import ExactMaxPool, Upsample, crop_like, trim
 
 PerAxis = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Each output sample sees ``kernel`` input samples, ``dilation`` apart; windows begin ``stride`` apart."""
+    """Each output sample sees ``kernel`` input samples, ``dilation`` apart; windows begin ``stride`` apart.
+
+    ``before`` and ``after`` samples that are none of the image's stand at the ends of the row (padding).
+    """
 
     kernel: PerAxis
     stride: PerAxis
     dilation: PerAxis
+    before: PerAxis = (0, 0, 0)
+    after: PerAxis = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Expand:
-    """Each input sample becomes ``factor`` output samples (a transposed convolution with kernel == stride)."""
+    """Each input sample is spread over ``kernel`` output samples, ``factor`` apart (a transposed convolution).
+
+    ``before`` and ``after`` samples are cut off the ends of the result.
+    """
+
+    kernel: PerAxis
+    factor: PerAxis
+    before: PerAxis = (0, 0, 0)
+    after: PerAxis = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """``factor`` output samples for each input sample, each mixed of its two nearest, then ``crop`` cut off both ends."""
 
     factor: PerAxis
+    crop: PerAxis
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The first input, cut to where the second one has samples."""
+    """The first input, cut to as many samples as the second one has: its centre, or from ``start`` on."""
+
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Trim:
+    """``count`` samples cut off both ends."""
+
+    count: PerAxis
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,7 @@ class Pointwise:
     """Sample for sample; several inputs must lie on the same positions."""
 
 
-Operation = Window | Expand | Crop | Pointwise
+Operation = Window | Expand | Interpolate | Crop | Trim | Pointwise
 Rule = Callable[[str, Any, int], Operation]
 
 
@@ -79,44 +107,80 @@ class Trace:
     graph: torch.fx.GraphModule
 
 
-def _per_axis(value: int | tuple[int, ...], dims: int) -> PerAxis:
-    return (value,) * dims if isinstance(value, int) else tuple(value)
+def _per_axis(value: Any, dims: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
 
 def _convolution(name: str, module: Any, dims: int) -> Operation:
-    if module.padding != "valid" and any(_per_axis(module.padding, dims) if module.padding != "same" else (1,)):
-        kernel = module.kernel_size
-        if not (module.padding == "same" and set(kernel) == {1}):
-            raise FootprintError(
-                f"Layer '{name}' pads its input (padding={module.padding!r}), so its result would depend on where a block ends; "
-                "build the network with padding='valid', which has the same weights."
-            )
-    return Window(module.kernel_size, module.stride, module.dilation)
+    reach = tuple(step * (size - 1) for step, size in zip(module.dilation, module.kernel_size, strict=True))
+    if module.padding == "valid":
+        before = after = (0,) * dims
+    elif module.padding == "same":  # torch puts the odd one at the end
+        before, after = tuple(size // 2 for size in reach), tuple(size - size // 2 for size in reach)
+    else:
+        before = after = _per_axis(module.padding, dims)
+    return Window(module.kernel_size, module.stride, module.dilation, before, after)
 
 
 def _pooling(name: str, module: Any, dims: int) -> Operation:
     kernel = _per_axis(module.kernel_size, dims)
     stride = _per_axis(getattr(module, "stride", kernel), dims)
-    if any(_per_axis(getattr(module, "padding", 0), dims)):
-        raise FootprintError(f"Layer '{name}' pads its input (padding={module.padding}); use a pooling without padding.")
-    return Window(kernel, stride, _per_axis(getattr(module, "dilation", 1), dims))
+    padding = _per_axis(getattr(module, "padding", 0), dims)
+    if getattr(module, "ceil_mode", False):
+        raise FootprintError(
+            f"Layer '{name}' pools in ceil mode, so its windows at the end of a block are cut off; use ceil_mode=False."
+        )
+    return Window(kernel, stride, _per_axis(getattr(module, "dilation", 1), dims), padding, padding)
 
 
 def _transposed(name: str, module: Any, dims: int) -> Operation:
-    plain = set(module.padding) | set(module.output_padding) == {0} and set(module.dilation) == {1}
-    if not plain or tuple(module.kernel_size) != tuple(module.stride):
+    if set(module.dilation) != {1}:
+        raise FootprintError(f"Layer '{name}' is a transposed convolution of dilation {module.dilation}; only 1 has a rule.")
+    after = tuple(size - more for size, more in zip(module.padding, module.output_padding, strict=True))
+    return Expand(module.kernel_size, module.stride, tuple(module.padding), after)
+
+
+def _linear_upsampling(name: str, module: Any, dims: int) -> Operation:
+    crop = tuple(size // 2 for size in module.factor) if module.crop else (0,) * dims
+    return Interpolate(module.factor, crop)
+
+
+def _upsampling(name: str, module: Any, dims: int) -> Operation:
+    factors = _per_axis(module.scale_factor, dims) if module.scale_factor is not None else ()
+    whole = tuple(int(factor) for factor in factors)
+    if module.size is not None or tuple(factors) != whole:
         raise FootprintError(
-            f"Layer '{name}' is a transposed convolution of kernel {module.kernel_size} and stride {module.stride}; "
-            "only kernel == stride without padding has a rule."
+            f"Layer '{name}' resizes to {module.size or factors}; use a whole scale_factor, which does not depend on the box."
         )
-    return Expand(module.stride)
+    if module.mode == "nearest":
+        return Expand(whole, whole, (0,) * dims, (0,) * dims)
+    if module.mode not in ("linear", "bilinear", "trilinear") or module.align_corners:
+        raise FootprintError(
+            f"Layer '{name}' upsamples by '{module.mode}' with align_corners={module.align_corners}, "
+            "whose weights depend on the size of the box; use linear with align_corners=False."
+        )
+    return Interpolate(whole, (0,) * dims)
 
 
-def _crop(name: str, module: Any, dims: int) -> Operation:
-    return Crop()
+def _crop(name: str, node: Any, dims: int) -> Operation:
+    return Crop(node.kwargs.get("start", node.args[2] if len(node.args) > 2 else None))
+
+
+def _trim(name: str, node: Any, dims: int) -> Operation:
+    count = node.args[1] if len(node.args) > 1 else node.kwargs["count"]
+    return Trim(_per_axis(count, dims))
 
 
 def _pointwise(name: str, module: Any, dims: int) -> Operation:
+    return Pointwise()
+
+
+def _over_channels(name: str, module: Any, dims: int) -> Operation:
+    """Concatenation and soft-max: sample for sample if along the channels."""
+    is_call = isinstance(module, torch.fx.Node)
+    axis = module.kwargs.get("dim", module.args[1] if len(module.args) > 1 else None) if is_call else module.dim
+    if axis not in (1, -dims - 1):
+        raise FootprintError(f"Layer '{name}' joins along axis {axis}, which would mix positions; use axis 1, the channels.")
     return Pointwise()
 
 
@@ -150,11 +214,17 @@ RULES: dict[Any, Rule] = {
     nn.Dropout: _pointwise,
     nn.Dropout2d: _pointwise,
     nn.Dropout3d: _pointwise,
+    Upsample: _linear_upsampling,
+    nn.Upsample: _upsampling,
     crop_like: _crop,
+    trim: _trim,
     functional.relu: _pointwise,
     torch.relu: _pointwise,
     torch.sigmoid: _pointwise,
-    torch.cat: _pointwise,
+    torch.cat: _over_channels,
+    torch.softmax: _over_channels,
+    functional.softmax: _over_channels,
+    nn.Softmax: _over_channels,
     torch.add: _pointwise,
     torch.mul: _pointwise,
     operator.add: _pointwise,
@@ -164,7 +234,7 @@ RULES: dict[Any, Rule] = {
 
 class _Tracer(torch.fx.Tracer):
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(crop_like,))
+        super().__init__(autowrap_functions=(crop_like, trim))
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return type(module) in RULES or super().is_leaf_module(module, qualified_name)

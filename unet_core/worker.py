@@ -87,7 +87,7 @@ def segment_block(worker: Worker, index: int) -> Record:
     image = read_reflected(worker.source, read)
     clock.stop("read")
     normalised = plan.model.normalisation.apply(image)
-    logits = crop_to(worker.predictor.logits(normalised), write.shape)
+    logits = crop_to(worker.predictor.logits(normalised), write.shape, worker.footprint.skip)
     values = _readout(plan, logits)
     clock.stop("predict")
     return _commit(worker, plan.stages[0], index, values, clock, worker.source.missing_chunks(read))

@@ -144,7 +144,7 @@ def one_pass(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float
     padded = np.pad(image, [(0, 0), *pads], mode="reflect")
     with torch.inference_mode():
         whole = network(torch.from_numpy(padded)[None])[0].numpy()
-    return whole[(slice(None), *Box.from_shape(image.shape[1:]).slices())]
+    return whole[(slice(None), *Box.from_shape(image.shape[1:], geometry.skip).slices())]
 
 
 def blockwise(
@@ -164,7 +164,7 @@ def blockwise(
                 np.moveaxis(values, axis, 0)[: -(-margin // 4)] = 0
         with torch.inference_mode():
             logits = network(torch.from_numpy(values)[None])[0].numpy()
-        parts.append((block, logits[(slice(None), *(slice(0, size) for size in block.shape))]))
+        parts.append((block, logits[(slice(None), *Box.from_shape(block.shape, geometry.skip).slices())]))
         if result is None:
             result = np.full((logits.shape[0], *image.shape[1:]), np.nan, dtype=np.float32)
         result[(slice(None), *block.slices())] = parts[-1][1]
@@ -186,6 +186,8 @@ CUTS = [
     ({"levels": 2, "dims": 3}, (9, 21, 17), [(4, 8, 6), (2, 22, 18)]),
     ({"levels": 3, "dims": 3, "poolings": ((1, 2, 2), (2, 2, 2))}, (7, 30, 19), [(4, 12, 8), (8, 32, 20)]),
     ({"levels": 3}, (1, 2), [(4, 4)]),
+    ({"levels": 3, "padding": "same"}, (67, 45), [(16, 16), (32, 8), (80, 80)]),
+    ({"levels": 2, "dims": 3, "padding": "same"}, (9, 21, 17), [(4, 8, 6)]),
 ]
 
 
@@ -213,7 +215,7 @@ def test_one_wrong_rule_is_seen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     elif wrong == "pooling":
         monkeypatch.setitem(rules.RULES, ExactMaxPool, lambda name, module, dims: Window((2,) * dims, (1,) * dims, (1,) * dims))
     else:
-        monkeypatch.setitem(rules.RULES, nn.ConvTranspose2d, lambda name, module, dims: rules.Expand((1,) * dims))
+        monkeypatch.setitem(rules.RULES, nn.ConvTranspose2d, lambda name, module, dims: rules.Expand((1,) * dims, (1,) * dims))
     with pytest.raises((AssertionError, FootprintError, GridError)):
         check_dependency(network, footprint(network))
 
@@ -233,10 +235,12 @@ class Wrapped(nn.Module):
         (nn.InstanceNorm2d(2), r"'layers.1' \(InstanceNorm2d\)"),
         (nn.GroupNorm(1, 2), r"'layers.1' \(GroupNorm\)"),
         (nn.AdaptiveAvgPool2d(1), r"'layers.1' \(AdaptiveAvgPool2d\)"),
-        (nn.Conv2d(2, 2, 3, padding=1), "'layers.1' pads"),
-        (nn.Conv2d(2, 2, 3, padding="same"), "'layers.1' pads"),
-        (nn.MaxPool2d(2, padding=1), "'layers.1' pads"),
-        (nn.ConvTranspose2d(2, 2, 4, stride=2), "kernel"),
+        (nn.MaxPool2d(2, ceil_mode=True), "'layers.1' pools in ceil mode"),
+        (nn.ConvTranspose2d(2, 2, 3, dilation=2), "dilation"),
+        (nn.Upsample(size=(4, 4)), "'layers.1' resizes"),
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "depend on the size of the box"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), "use linear"),
+        (nn.Softmax(dim=2), "along axis 2"),
         (nn.Conv2d(2, 2, 3, stride=2), "one sample every 2"),
         (nn.BatchNorm2d(2, track_running_stats=False), "statistics of each batch"),
     ],

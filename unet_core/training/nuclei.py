@@ -163,9 +163,10 @@ def calibrate(network: torch.nn.Module, images: list[Annotated]) -> float:
 def _margin(network: torch.nn.Module, annotated: Annotated) -> NDArray[np.float32]:
     """Logit of nucleus minus logit of background over a whole image, mirrored at its borders."""
     whole = Box.from_shape(annotated.labels.shape)
-    read = read_reflected(ArrayVolume(annotated.image, axes="cyx"), footprint(network).read_box(whole))
+    geometry = footprint(network)
+    read = read_reflected(ArrayVolume(annotated.image, axes="cyx"), geometry.read_box(whole))
     predictor = Predictor(network, "cpu", torch.float32, 2, torch.get_num_threads())
-    logits = crop_to(predictor.logits(annotated.normalisation.apply(read)), whole.shape)
+    logits = crop_to(predictor.logits(annotated.normalisation.apply(read)), whole.shape, geometry.skip)
     margin: NDArray[np.float32] = (logits[1] - logits[0]).numpy()
     return margin
 
