@@ -11,9 +11,19 @@ from torch import nn
 
 from unet_core.errors import ModelPackageError
 
+MAX_LEVELS = 12
+MAX_NUMBER = 1 << 16  # channels, layers, sizes
+MAX_ENTRIES = 64  # of a list, e.g. layers of each block
+
 # A network is one file and one line here; "module:attribute", resolved when used.
 NETWORKS: dict[str, str] = {
     "unet": "unet_core.networks.unet:UNet",
+    "unet3d": "unet_core.networks.unet3d:UNet3D",
+    "resunet": "unet_core.networks.resunet:ResUNet",
+    "attention_unet": "unet_core.networks.attention_unet:AttentionUNet",
+    "fc_densenet": "unet_core.networks.fc_densenet:FCDenseNet",
+    "fcn": "unet_core.networks.fcn:FCN",
+    "vnet": "unet_core.networks.vnet:VNet",
 }
 
 
@@ -41,8 +51,21 @@ def build(name: str, **arguments: Any) -> nn.Module:
             raise ModelPackageError(
                 f"Network '{name}' has no argument '{argument}'{_nearest(argument, known)}; it takes {', '.join(known)}."
             )
+        _check_size(name, argument, arguments[argument])
     network: nn.Module = constructor(**arguments)
     return network
+
+
+def _check_size(name: str, argument: str, value: Any) -> None:
+    """Refuse numbers with which building or tracing the network would not end; they are typing errors."""
+    if isinstance(value, list | tuple):
+        if len(value) > MAX_ENTRIES:
+            raise ModelPackageError(f"Argument '{argument}' of network '{name}' has {len(value)} entries; at most {MAX_ENTRIES}.")
+        for entry in value:
+            _check_size(name, argument, entry)
+    limit = MAX_LEVELS if argument == "levels" else MAX_NUMBER
+    if isinstance(value, int | float) and not -limit <= value <= limit:
+        raise ModelPackageError(f"Argument '{argument}' of network '{name}' is {str(value)[:40]}; at most {limit}.")
 
 
 def _nearest(word: str, known: Any) -> str:
