@@ -161,24 +161,41 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
         return {record.index: record for record in readers.map(read, keys) if record is not None}
 
 
-def read_unit(store: Store, plan: Plan, stage: str, index: int) -> dict[str, bytes]:
-    """Stored objects of a committed unit by their key, as its record says; nothing for a unit without a record.
+def read_unit(store: Store, plan: Plan, stage: str, index: int) -> dict[str, bytes] | None:
+    """Stored objects of a committed unit by their key, each checked against its record; None if the unit has no record.
 
     Raises:
         LedgerError: if one is not what was written.
     """
     try:
         record = Record.model_validate_json(store.get(record_key(stage, index)))
+    except (pydantic.ValidationError, OSError):
+        return None
+    if record.plan != plan.id:
+        return None
+    objects: dict[str, bytes] = {}
+    for shard in record.objects:
+        fault, data = _checked(store, shard)
+        if fault:
+            raise LedgerError(f"{fault}; run the same command again, it computes this again")
+        if data is not None:
+            objects[shard.key] = data
+    return objects
+
+
+def _checked(store: Store, shard: StoredShard) -> tuple[str | None, bytes | None]:
+    """What is wrong with a stored object, and its bytes; both None for an empty one that is absent."""
+    if shard.empty:
+        return (f"{shard.key} exists, the ledger says it is empty" if store.exists(shard.key) else None), None
+    try:
+        data = store.get(shard.key)
     except FileNotFoundError:
-        return {}
-    except (pydantic.ValidationError, OSError) as error:
-        raise LedgerError(
-            f"The record of {stage} block {index} in {store.url} cannot be read; run the same command again."
-        ) from error
-    wrong = faults(store, [record]) if record.plan == plan.id else []
-    if wrong:
-        raise LedgerError(f"{wrong[0][1]}; run the same command again, it computes this again")
-    return {shard.key: store.get(shard.key) for shard in record.objects if not shard.empty} if record.plan == plan.id else {}
+        return f"{shard.key} is missing", None
+    except OSError as error:
+        return f"{shard.key} cannot be read ({error.strerror})", None
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        return f"{shard.key} has {len(data)} bytes of another sha256 than the {shard.size_bytes} bytes that were written", None
+    return None, data
 
 
 def withdraw(store: Store, stage: str, index: int) -> None:
@@ -190,21 +207,8 @@ def faults(store: Store, records: Iterable[Record]) -> list[tuple[Record, str]]:
     """What the store has that a record does not say: the record and one sentence each; reads and hashes every object."""
 
     def check(pair: tuple[Record, StoredShard]) -> tuple[Record, str] | None:
-        record, shard = pair
-        if shard.empty:
-            return (record, f"{shard.key} exists, the ledger says it is empty") if store.exists(shard.key) else None
-        try:
-            data = store.get(shard.key)
-        except FileNotFoundError:
-            return record, f"{shard.key} is missing"
-        except OSError as error:
-            return record, f"{shard.key} cannot be read ({error.strerror})"
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
-            return (
-                record,
-                f"{shard.key} has {len(data)} bytes of another sha256 than the {shard.size_bytes} bytes that were written",
-            )
-        return None
+        fault, _ = _checked(store, pair[1])
+        return (pair[0], fault) if fault else None
 
     with ThreadPoolExecutor(_READERS) as readers:
         found = readers.map(check, [(record, shard) for record in records for shard in record.objects])

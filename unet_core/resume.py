@@ -110,6 +110,18 @@ def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
     yield from sorted(chosen)
 
 
+def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
+    """Whether ``wanted_units`` names a unit, told without naming the others."""
+    if request.roi is None:
+        return True
+    box = stage.grid.block(index)
+    for level in reversed(plan.levels[1 : stage.level + 1]):
+        box = box.scale_up(level.factor)
+    regions = (Box(start, stop).scale_down(plan.block_shape).scale_up(plan.block_shape) for start, stop in request.roi)
+    whole = Box.from_shape(plan.levels[0].shape)
+    return any(not box.intersect(region).intersect(whole).is_empty for region in regions)
+
+
 def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
     """Units of a stage that the request needs and the ledger lacks; coarser levels are redone for another request."""
     done = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 import unet_core
 from unet_core import inputs, ledger, output
-from unet_core.errors import BlockError, ResumeError, UnetCoreError
+from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
 from unet_core.footprint import Footprint
 from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.plan import Plan, Stage
 from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
+from unet_core.resume import is_wanted
 from unet_core.store import Store, open_store
 from unet_core.volumes import read_reflected
 
@@ -134,7 +135,12 @@ def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
     before = plan.stages[stage.level - 1]
     shards: dict[str, bytes] = {}
     for number in before.grid.touching(finer):
-        shards |= ledger.read_unit(worker.store, plan, before.name, number)
+        unit = ledger.read_unit(worker.store, plan, before.name, number)
+        if unit is None and is_wanted(plan, worker.request, before, number):
+            raise LedgerError(
+                f"{before.name} block {number} has no record any more; run the same command again, it computes this again"
+            )
+        shards |= unit or {}
     values = [
         output.downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
         for image in plan.images

@@ -13,7 +13,10 @@ from tests.unet_core.test_segment import digest
 from unet_core import ledger, worker
 from unet_core.errors import InputError, JobError, LedgerError, ResumeError
 from unet_core.job import SegmentationJob, make_job
+from unet_core.planning import resolve
+from unet_core.resume import is_wanted, wanted_units
 from unet_core.segment import read_status, run
+from unet_core.store import open_store
 
 Maker = Callable[..., Path]
 
@@ -108,6 +111,55 @@ def test_a_coarser_level_is_never_made_from_a_damaged_one(
     assert any("labels/classes/0/c/0/0" in text for text in first.failures)
     assert run(other).status == "complete"
     assert digest(tmp_path / "second") == digest(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_a_coarser_level_is_never_made_where_a_record_is_missing(
+    passing: bool, job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = job.model_copy(update={"output": str(tmp_path / "second")})
+    record, aside = tmp_path / "second" / ledger.record_key("segment", 0), tmp_path / "aside"
+    true = worker.downsample_block
+
+    def downsample(*arguments: Any) -> Any:
+        if not aside.exists():
+            record.rename(aside)
+        try:
+            return true(*arguments)
+        finally:
+            if passing and not record.exists():
+                shutil.copy(aside, record)
+
+    monkeypatch.setattr(worker, "downsample_block", downsample)
+    assert run(other).status == "partial"
+    assert run(other).status == "complete"
+    assert digest(tmp_path / "second") == digest(tmp_path / "undisturbed")
+
+
+def test_what_is_checked_is_what_is_used(job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(job.output)
+    plan = ledger.read_plan(store)
+    reads: list[str] = []
+    true = type(store).get
+    monkeypatch.setattr(type(store), "get", lambda self, key: reads.append(key) or true(self, key))
+    unit = ledger.read_unit(store, plan, "segment", 0)
+    assert unit
+    assert sorted(reads) == sorted([ledger.record_key("segment", 0), *unit])
+
+
+def test_a_unit_is_wanted_if_and_only_if_it_is_listed(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    base = {
+        "image": str(make_image((700, 520))),
+        "output": str(tmp_path / "o"),
+        "model": str(make_model()),
+        "block_shape": (64, 64),
+    }
+    for roi in ((), ("0:1,0:1",), ("130:200,500:520", "690:700,0:64")):
+        planned = resolve(make_job(**base, roi=roi))
+        for stage in planned.plan.stages:
+            listed = list(wanted_units(planned.plan, planned.request, stage))
+            told = [number for number in range(stage.grid.block_count) if is_wanted(planned.plan, planned.request, stage, number)]
+            assert told == listed
 
 
 def test_withdrawing_is_safe_to_be_killed(job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
