@@ -11,7 +11,6 @@ from unet_core.errors import ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
 from unet_core.volumes.reflect import folded
-from unet_core.volumes.units import UNIT_UM
 
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
@@ -102,9 +101,9 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     stated = _stated_voxel_size(job, volume)
     if stated is not None:
         size = stated[-keep:]
-        moved = _in_um(volume.translation, volume.unit)
-        was = volume.voxel_size  # the user may have said another one: what is measured in voxels stays
-        translation = tuple(a * b / c for a, b, c in zip(moved, stated, was, strict=True))[-keep:] if was else (0.0,) * keep
+        # What is measured in voxels stays, also where the user says another voxel size than the image.
+        moved = zip(volume.translation, volume.scale, stated, strict=True)
+        translation = tuple(move / step * size for move, step, size in moved)[-keep:]
         return Input(source, size, size, translation, "micrometer")
     return Input(source, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
 
@@ -155,13 +154,13 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
             f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} does not say its voxel size; "
             "state it with --voxel-size, or choose with --level."
         )
-    sizes = [size[-dims:] for size in _level_sizes(job, volume) if size is not None]
     for entry, size in zip(volume.levels, _level_sizes(job, volume), strict=True):
         if size is not None and all(
             abs(have / want - 1) <= LEVEL_TOLERANCE for have, want in zip(size[-dims:], wanted, strict=True)
         ):
             return entry.index
-    have = "; ".join(f"level {index}: {_um(size)}" for index, size in enumerate(sizes))
+    sizes = ((entry.index, size) for entry, size in zip(volume.levels, _level_sizes(job, volume), strict=True))
+    have = "; ".join(f"level {index}: {_um(size[-dims:]) if size else 'unknown'}" for index, size in sizes)
     raise VolumeError(
         f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
         "choose one with --level, or correct the image's voxel size with --voxel-size."
@@ -214,10 +213,6 @@ def _network_axes(volume: Volume, dims: int, model_name: str) -> str:
         f"Model '{model_name}' works in {dims}D, the image has the axes {axes} with {volume.spatial_shape} voxels; "
         f"choose a {len(axes)}D model" + (" or an image of one section." if dims == 2 else ".")
     )
-
-
-def _in_um(values: tuple[float, ...], unit: str | None) -> tuple[float, ...]:
-    return tuple(value * UNIT_UM.get(unit or "", 1.0) for value in values)
 
 
 def _um(size: tuple[float, ...]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import dask.array
 import numpy as np
 import pytest
+import tifffile
 import torch
 import zarr
 
@@ -521,6 +522,16 @@ def test_voxel_sizes_are_those_stated_and_not_ratios_of_shapes(make_model: Maker
         plan_run(make_job(**base, model=model))
     halved = plan_run(make_job(**base, model=str(make_model(voxel_size_um=(1.5, 1.5))), voxel_size_um=(0.5, 0.5)))
     assert (halved.input.level, halved.scale, halved.translation) == (1, (1.5, 1.5), (15.0, 15.0))
+
+
+def test_coarser_levels_of_a_tiff_keep_their_place_when_the_user_states_the_voxel_size(make_model: Maker, tmp_path: Path) -> None:
+    data = textured((200, 300))
+    with tifffile.TiffWriter(tmp_path / "p.tif") as writer:
+        writer.write(data, tile=(64, 64), subifds=1)
+        writer.write(data[::2, ::2], tile=(64, 64), subfiletype=1)
+    base = {"image": str(tmp_path / "p.tif"), "output": str(tmp_path / "o"), "model": str(make_model())}
+    plan = plan_run(make_job(**base, level=1, voxel_size_um=(0.5, 0.5)))
+    assert (plan.scale, plan.translation) == ((1.0, 1.0), (0.25, 0.25))
 
 
 def test_edge_blocks_need_only_what_their_voxels_need(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ class TiffVolume(LaidOut):
             scale=here or (1.0,) * count,
             unit="micrometer" if here else None,
             # Of the first voxel's centre: it lies in the middle of the finest ones that it stands for.
-            translation=tuple((b - a) / 2 for a, b in zip(finest or here or (), here or (), strict=True)) or (0.0,) * count,
+            translation=tuple(
+                step / 2 * (1 - part / whole)
+                for step, whole, part in zip(here or (1.0,) * count, shapes[0][-count:], shapes[level][-count:], strict=True)
+            ),
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
             chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from zarr.core.sync import sync
@@ -68,7 +69,7 @@ class GuardedStore(WrapperStore[Any]):
 
     def _is_folder(self, name: str) -> bool:
         if self._folders is None:
-            self._folders = {known.rpartition("/")[0] for known in self._listing()}
+            self._folders = {str(folder) for known in self._listing() for folder in PurePosixPath(known).parents}
         return name in self._folders
 
 
