@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ def fold(network: nn.Module) -> torch.fx.GraphModule:
         FootprintError: if the network cannot be traced.
     """
     folded = trace(copy.deepcopy(network)).graph
+    uses = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
     for node in list(folded.graph.nodes):
         source = node.args[0] if node.op == "call_module" and isinstance(_module(folded, node), _NORMS) else None
-        if source is None or source.op != "call_module" or len(source.users) > 1:
+        if source is None or source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
             continue
         convolution, norm = _module(folded, source), _module(folded, node)
         if not isinstance(convolution, _CONVOLUTIONS):

@@ -155,7 +155,21 @@ def load_model(path: str | Path) -> ModelPackage:
     network.eval().requires_grad_(False)
     decisive = description.model_dump(mode="json", exclude=_NOT_DECISIVE) | {"weights": stated.sha256}
     sha256 = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return ModelPackage(url, description, network, footprint(network), sha256)
+    geometry = _footprint(network, url)
+    if description.voxel_size_um != "unknown" and len(description.voxel_size_um) != geometry.dims:
+        raise ModelPackageError(
+            f"{url}: voxel_size_um has {len(description.voxel_size_um)} numbers, the network works in {geometry.dims}D; give one an axis."
+        )
+    return ModelPackage(url, description, network, geometry, sha256)
+
+
+def _footprint(network: nn.Module, url: str) -> Footprint:
+    try:
+        return footprint(network)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # arguments that make no network, such as empty lists
+        raise ModelPackageError(
+            f"The network of {url} has no geometry ({type(error).__name__}: {error}); correct its arguments."
+        ) from error
 
 
 def _build_without_memory(spec: NetworkSpec, url: str) -> nn.Module:

@@ -132,9 +132,10 @@ def crop_counts(name: str, operation: Crop, value: Samples, reference: Samples) 
     least = min(Fraction(before), after)
     meets = before == exact == after if operation.start is None else abs(exact - before) in (0, Fraction(1, 2))
     if value.stride != reference.stride or least < 0 or not meets:
+        first = "as many" if operation.start is None else operation.start
         raise FootprintError(
-            f"Layer '{name}' cuts {operation.start or 'the same number of'} samples before the first, but its two values lie {exact} "
-            f"samples apart and {after} remain after the last (strides {value.stride} and {reference.stride}); the result would be shifted."
+            f"Layer '{name}' cuts {first} samples before the first, but its two values lie {exact} samples apart and {after} remain "
+            f"after the last (strides {value.stride} and {reference.stride}); the result would be shifted."
         )
     return before, int(after)
 

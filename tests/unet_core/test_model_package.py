@@ -134,6 +134,11 @@ def test_a_directory_in_place_of_the_weights_is_told_in_a_sentence(make_model: M
         load_model(weights.parent)
 
 
+def test_voxel_sizes_of_other_axes_than_the_network_are_refused(make_model: Maker) -> None:
+    with pytest.raises(ModelPackageError, match="voxel_size_um has 3 numbers, the network works in 2D"):
+        load_model(edit(make_model(), voxel_size_um=[1.0, 0.5, 0.5]))
+
+
 def test_two_classes_of_one_name_are_refused(make_model: Maker) -> None:
     folder = make_model()
     classes = json.loads((folder / "model.json").read_text())["classes"]

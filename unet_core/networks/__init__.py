@@ -14,6 +14,8 @@ from unet_core.errors import ModelPackageError
 MAX_LEVELS = 12
 MAX_NUMBER = 1 << 16  # channels, layers, sizes
 MAX_ENTRIES = 64  # of a list, e.g. layers of each block
+MAX_LAYERS = 512
+DEPTHS = {"depths", "layers", "stages", "units"}  # arguments that count layers, stage by stage
 
 # A network is one file and one line here; "module:attribute", resolved when used.
 NETWORKS: dict[str, str] = {
@@ -52,13 +54,29 @@ def build(name: str, **arguments: Any) -> nn.Module:
                 f"Network '{name}' has no argument '{argument}'{_nearest(argument, known)}; it takes {', '.join(known)}."
             )
         _check_size(name, argument, arguments[argument])
+    for argument in DEPTHS & arguments.keys():
+        _check_depth(name, argument, arguments[argument])
     network: nn.Module = constructor(**arguments)
     return network
+
+
+def _check_depth(name: str, argument: str, value: Any) -> None:
+    """Refuse more resolutions or layers than can be traced; strides double with every resolution."""
+    sides = [side if isinstance(side, list | tuple) else (side,) for side in value] if isinstance(value, list | tuple) else []
+    counts = [count for side in sides for count in side if isinstance(count, int)]
+    most = MAX_LEVELS if argument in ("stages", "units") else 2 * MAX_LEVELS + 1  # the others name the way up too
+    if len(counts) > most or sum(counts) > MAX_LAYERS:
+        raise ModelPackageError(
+            f"Argument '{argument}' of network '{name}' has {len(counts)} stages of {sum(counts)} layers; at most {most} stages "
+            f"and {MAX_LAYERS} layers."
+        )
 
 
 def _check_size(name: str, argument: str, value: Any) -> None:
     """Refuse numbers with which building or tracing the network would not end; they are typing errors."""
     if isinstance(value, list | tuple):
+        if not value:
+            raise ModelPackageError(f"Argument '{argument}' of network '{name}' is empty; give at least one entry.")
         if len(value) > MAX_ENTRIES:
             raise ModelPackageError(f"Argument '{argument}' of network '{name}' has {len(value)} entries; at most {MAX_ENTRIES}.")
         for entry in value:

@@ -63,7 +63,7 @@ class AttentionUNet(nn.Module):
             _stage(in_channels if level == 0 else widths[level - 1], width, dims, padding) for level, width in enumerate(widths)
         )
         self.pools = nn.ModuleList(ExactMaxPool((2,) * dims) for _ in widths[:-1])
-        self.gating = _point(widths[-1], widths[-1], dims) if gates else nn.Identity()
+        self.gating = _point(widths[-1], widths[-1], dims) if gates and levels > 2 else nn.Identity()
         self.gates = nn.ModuleList()
         self.ups = nn.ModuleList()
         self.expanding = nn.ModuleList()

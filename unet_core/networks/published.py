@@ -77,7 +77,9 @@ PUBLISHED = (
         "attention_unet", "Oktay 2018, no gate", {"in_channels": 1, "classes": 4, "gates": 0}, "5.88M", 5_888_004, (),
         "The plain network with deep supervision of the released code.",
     ),
-    Published("attention_unet", "Oktay 2018, one gate", {"in_channels": 1, "classes": 4, "gates": 1}, "6.40M", 6_214_151),
+    Published("attention_unet", "Oktay 2018, one gate", {"in_channels": 1, "classes": 4, "gates": 1}, "6.40M", 6_214_151, (),
+        "As the next: neither released configuration with gates gives the paper's 6.40M.",
+    ),
     Published(
         "attention_unet", "Oktay 2018, two gates", {"in_channels": 1, "classes": 4, "gates": 2}, "6.40M", 6_473_322, (),
         "Neither released configuration with gates gives the paper's 6.40M.",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_core.errors import UnetCoreError
+from unet_core.errors import InputError, UnetCoreError
 from unet_core.footprint import footprint
 from unet_core.training.augment import Augmentation
 from unet_core.training.crops import Annotated, draw_crop
@@ -62,6 +62,10 @@ def train(
         UnetCoreError: if the loss is not finite, with the step.
     """
     geometry = footprint(network.eval())
+    if geometry.is_padded:
+        raise InputError(
+            "The network pads its values, which spoils the ends of every crop; train it with padding='valid', which has the same weights."
+        )
     needed = tuple(a + options.target_size + b for a, b in zip(geometry.before, geometry.after, strict=True))
     input_shape = geometry.legal_shape(needed)
     target_shape = geometry.output_shape(input_shape)

@@ -10,6 +10,8 @@ import torch
 
 from tests.conftest import random_network
 from tests.unet_core.test_footprint import check_any_cut, check_dependency
+from unet_core import networks
+from unet_core.errors import ModelPackageError
 from unet_core.fold import fold
 from unet_core.footprint import footprint
 from unet_core.networks import NETWORKS
@@ -109,6 +111,45 @@ def test_folding_batch_normalisation_changes_nothing(name: str, dims: int, argum
     norms = [sum("BatchNorm" in type(module).__name__ for module in part.modules()) for part in (network, folded)]
     if name in ("unet3d", "attention_unet") or arguments.get("batch_norm"):
         assert norms[0] > norms[1] == 0
+
+
+class Twice(torch.nn.Module):
+    """One convolution, called twice, each call with a normalisation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = CONVOLUTION[2](2, 2, 3)
+        self.first, self.second = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(self.conv(self.first(self.conv(image))))
+        return result
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded() -> None:
+    torch.manual_seed(0)
+    network = Twice()
+    for norm in (network.first, network.second):
+        torch.nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+    network.eval()
+    image = torch.randn(1, 2, 9, 11)
+    torch.testing.assert_close(fold(network)(image), network(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("fc_densenet", {"layers": [1] * 31}),
+        ("fc_densenet", {"layers": [2000]}),
+        ("fcn", {"stages": [1] * 20, "skips": 19}),
+        ("resunet", {"units": []}),
+        ("vnet", {"depths": [[1] * 20, [1] * 19]}),
+        ("unet3d", {"levels": 10**6}),
+    ],
+)
+def test_networks_that_could_not_be_traced_are_refused_at_once(name: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ModelPackageError, match="at most|is empty"):
+        networks.build(name, in_channels=1, classes=2, **arguments)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

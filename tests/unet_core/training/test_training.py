@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from unet_core import networks
-from unet_core.errors import UnetCoreError
+from unet_core.errors import InputError, UnetCoreError
 from unet_core.metrics import bootstrap_interval, dice, iou
 from unet_core.normalisation import Normalisation
 from unet_core.training.augment import Augmentation, elastic_field, sample_positions, warp
@@ -112,6 +112,12 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     first, second, other = (train_disks(4, seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_padded_networks_are_refused() -> None:
+    network = networks.build("unet", in_channels=1, classes=2, base=2, levels=2, padding="same")
+    with pytest.raises(InputError, match="padding='valid'"):
+        train(network, disks(1), TrainingOptions(steps=1, batch_size=1, target_size=16), STILL)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step() -> None:
