@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import LedgerError, ResumeError
 from unet_core.plan import Plan, canonical_json
-from unet_core.store import Store
+from unet_core.store import OWN_FOLDER, Store
 from unet_core.validation import first_problem
 
 SCHEMA = 1
-FOLDER = ".unet"
+FOLDER = OWN_FOLDER
 PLAN_KEY = f"{FOLDER}/plan.json"
 REQUEST_KEY = f"{FOLDER}/request.json"
 COMPLETE_KEY = f"{FOLDER}/complete.json"

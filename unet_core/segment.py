@@ -144,6 +144,7 @@ def finish(
     plan, store = planned.plan, open_store(output_url)
     records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
     store.delete(ledger.COMPLETE_KEY)
+    store.delete_leftovers()  # of workers that were killed and replaced while this run went on
     if failures:  # nothing is marked, but what is damaged is to be computed again too
         failures = failures + [text for _, text in withdraw_damaged(store, plan, records)]
     else:

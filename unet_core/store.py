@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 _Pending = list[tuple[Path, tuple[str, ...]]]  # folders to list, with the real folders on the way to each
+OWN_FOLDER = ".unet"  # of an output: what is no voxel and no metadata of its images
 _PART_SUFFIX = ".unet-part"
 LEFTOVER_SECONDS = 3600.0  # after which a part of a put by another machine is nobody's any more
 _OS_REASONS = {
@@ -196,7 +197,10 @@ def open_store(url: str) -> Store:
 
 
 class LocalStore:
-    """A directory. Puts go to a temporary name, are synced, and renamed; symbolic links that leave the root are refused."""
+    """A directory. Puts go to a temporary name, are synced, and renamed; symbolic links that leave the root are refused.
+
+    The temporary name of an output lies in its own folder, so that no put that was killed leaves a file among the voxels.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -227,7 +231,7 @@ class LocalStore:
             except OSError:
                 part.unlink(missing_ok=True)
                 raise
-            _sync_folder(part.parent)
+            _sync_folder(self._path(key).parent)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         with self._writing(key):
@@ -238,7 +242,7 @@ class LocalStore:
                 return False
             finally:
                 part.unlink()
-            _sync_folder(part.parent)
+            _sync_folder(self._path(key).parent)
         return True
 
     @contextmanager
@@ -255,7 +259,9 @@ class LocalStore:
     def _write_part(self, key: str, data: bytes) -> Path:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}")
+        own = self.root / OWN_FOLDER
+        folder = own if own.is_dir() else path.parent
+        part = folder / f".{path.name}.{_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}"
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -307,7 +313,7 @@ class LocalStore:
 
     def delete_leftovers(self) -> None:
         oldest = time.time() - LEFTOVER_SECONDS
-        for part in self.root.rglob(f".*{_PART_SUFFIX}"):
+        for part in (self.root / OWN_FOLDER).glob(f".*{_PART_SUFFIX}"):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < oldest or _is_gone(part.name.split(".")[-3]):
                     part.unlink()

@@ -36,14 +36,43 @@ def test_a_put_that_is_killed_leaves_a_whole_object(tmp_path: Path) -> None:
         assert len(set(data)) == 1
     store = open_store(str(tmp_path))
     assert [entry.key for entry in store.list()] == ["a/key"]
-    mine, foreign = (tmp_path / "a" / f".key.{writer}.0.unet-part" for writer in (_writer(), "elsewhere@1"))
+
+
+def test_only_parts_of_writers_that_are_gone_are_deleted(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put(".unet/plan.json", b"{}")
+    mine, foreign = (tmp_path / ".unet" / f".key.{writer}.0.unet-part" for writer in (_writer(), "elsewhere@1"))
     mine.touch()
     foreign.touch()
     store.delete_leftovers()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted([mine.name, foreign.name, "key"])
+    assert sorted(path.name for path in (tmp_path / ".unet").iterdir()) == sorted([mine.name, foreign.name, "plan.json"])
     os.utime(foreign, (0, 0))
     store.delete_leftovers()
     assert not foreign.exists()
+    assert mine.exists()
+
+
+KILLED_BEFORE_THE_RENAME = """
+import os, signal, sys
+from unet_core.store import open_store
+store = open_store(sys.argv[1])
+store.put(".unet/plan.json", b"{}")
+os.replace = os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+getattr(store, sys.argv[2])("0/c/0/0", b"voxels")
+"""
+
+
+@pytest.mark.parametrize("put", ["put", "put_if_absent"])
+def test_a_put_killed_before_its_rename_leaves_nothing_among_the_voxels(put: str, tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_THE_RENAME, str(tmp_path), put], env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert child.returncode == -signal.SIGKILL
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2  # the plan, and the part
+    assert {path.parts[0] for path in files} == {".unet"}
+    open_store(str(tmp_path)).delete_leftovers()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["plan.json"]
 
 
 def claim(root: str, barrier: object, results: object, name: int) -> None:
