@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -19,7 +18,9 @@ from typing import Any, Literal, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
+from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
+from flows.printing import print_json
 from unet_core import __version__
 
 app = App(
@@ -28,7 +29,8 @@ app = App(
     help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
     suppress_keyboard_interrupt=False,  # `_run` says how to go on
 )
-model_app = App(name="model", help="Look at one model.")
+app.command(models)
+app.command(networks)
 app.command(model_app)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
@@ -52,7 +54,7 @@ def _segment(job: Any, cluster: str, workers: int, as_flow: bool, as_json: bool)
     summary = _run_flow(job, cluster, workers) if as_flow else _run_plain(job, cluster, workers)
     _print_summary(summary)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     return _PARTIAL if summary["failures"] else 0
 
 
@@ -116,7 +118,7 @@ def plan(image: str, output: str, options: RunOptions) -> int:
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):>16}  {value}")
     if options.json:
-        _print_json(facts)
+        print_json(facts)
     return 0
 
 
@@ -132,7 +134,7 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
     for name, (done, wanted) in found.stages.items():
         print(f"  {name}: {done} of {wanted} units")
     if json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     return 0
 
 
@@ -163,98 +165,7 @@ def train(
     scores = train_nuclei(data, modality, out, steps, seed, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"model written to {out}; held out: IoU {scores['iou_pooled']} over {scores['images']} images")
     if json:
-        _print_json(scores)
-    return 0
-
-
-@app.command
-def models(*, json: Flag = False, debug: Flag = False) -> int:
-    """List the models that are installed with this program."""
-    from unet_core.model_package import bundled_models, read_description
-
-    rows = []
-    for name, folder in bundled_models().items():
-        description, weights = read_description(str(folder))
-        classes = ", ".join(entry.name for entry in description.classes)
-        score = description.provenance.get("scores", {})
-        rows.append(
-            {
-                "name": name,
-                "channels": description.input_channels,
-                "classes": classes,
-                "bytes": weights.size_bytes,
-                "scores": score,
-            }
-        )
-        held_out = f"; held-out IoU {score['iou_pooled']} on {score['images']} images" if score else ""
-        print(f"{name}: {len(description.input_channels)} channels -> {classes}{held_out}")
-    if json:
-        _print_json(rows)
-    return 0
-
-
-@app.command
-def networks(*, json: Flag = False, debug: Flag = False) -> int:
-    """Count the parameters of every network as published, beside what is published; and its margin and stride."""
-    from dataclasses import asdict
-
-    from unet_core.networks.published import count_all
-
-    rows = count_all()
-    print(f"{'network':15} {'configuration':34} {'channels':>9} {'counted':>13} {'published':>13}  margin, stride")
-    for row in rows:
-        geometry = f"{row.margin[0]}+{row.margin[1]}, {row.stride}"
-        print(f"{row.network:15} {row.configuration:34} {row.channels:>9} {row.counted:>13,} {row.published:>13}  {geometry}")
-        if row.remark:
-            print(f"{'':15} {row.remark}")
-    if json:
-        _print_json([asdict(row) for row in rows])
-    return 0
-
-
-@model_app.command
-def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
-    """Show a model's network, margin, legal sizes, cost, classes and where it comes from."""
-    from math import prod
-
-    from unet_core.cost import operations
-    from unet_core.geometry import Box
-    from unet_core.model_package import load_model
-    from unet_core.plan import fit_block_shape
-    from unet_core.planning import BLOCK_SIZES
-    from unet_core.rules import trace
-
-    package = load_model(model)
-    description, geometry = package.description, package.footprint
-    smallest = geometry.legal_shape((1,) * package.dims)
-    largest = (BLOCK_SIZES[package.dims][0],) * package.dims
-    block = fit_block_shape(largest, largest, geometry.stride)
-    read = geometry.read_box(Box.from_shape(block)).shape
-    mflop = operations(trace(package.network), (len(description.input_channels), *read)) / 1e6 / prod(block)
-    facts = {
-        "name": description.name,
-        "folder": package.url,
-        "network": f"{description.network.name} {description.network.arguments}",
-        "parameters": sum(parameter.numel() for parameter in package.network.parameters()),
-        "dims": package.dims,
-        "margin": f"{geometry.before} before, {geometry.after} after",
-        "stride": geometry.stride,
-        "phase": geometry.phase,
-        "receptive field": tuple(a + b + 1 for a, b in zip(*geometry.support, strict=True)),
-        "legal sizes": ", ".join(f"{size} + n x {step}" for size, step in zip(smallest, geometry.stride, strict=True)),
-        "cost": f"{mflop:.3g} MFLOP a voxel in blocks of {block}, which read {prod(read) / prod(block):.2f} x what they write",
-        "input channels": description.input_channels,
-        "voxel size": description.voxel_size_um,
-        "normalisation": description.normalisation.model_dump(mode="json"),
-        "classes": [entry.model_dump() for entry in description.classes],
-        "exact": "yes, padded: blocks read until padding shows no more" if geometry.is_padded else "yes, unpadded",
-        "sha256": package.sha256,
-        "provenance": description.provenance,
-    }
-    for name, value in facts.items():
-        print(f"{name:>16}  {value}")
-    if json:
-        _print_json(facts)
+        print_json(scores)
     return 0
 
 
@@ -277,21 +188,8 @@ def demo(output: Path = Path("unet-demo"), *, workers: Whole = 2, json: Flag = F
     for line in facts["lines"]:
         print(line)
     if json:
-        _print_json(summary | {"picture": facts["picture"]})
+        print_json(summary | {"picture": facts["picture"]})
     return _PARTIAL if summary["failures"] else 0
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(_finite(value), default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Terminated(KeyboardInterrupt):

@@ -121,7 +121,7 @@ class Plan(_Record):
     footprint: FootprintPlan
     precision: Literal["float32", "bfloat16"]
     threads: int
-    exact: bool = True
+    exact: bool | Literal["unproven"] = True
     ngff: Literal["0.5", "0.4"]
     block_shape: Shape
     chunk_shape: Shape

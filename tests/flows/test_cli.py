@@ -19,6 +19,7 @@ import pytest
 import zarr
 
 from flows import cli, clusters, settings
+from flows.printing import print_json
 from tests.conftest import textured
 
 Maker = Callable[..., Path]
@@ -205,7 +206,7 @@ def test_json_ends_with_an_object_for_errors_too(
 
 
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, {"d": -float("inf")})})
+    print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, {"d": -float("inf")})})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": [1, {"d": None}]}
 
 

@@ -1,0 +1,99 @@
+"""The commands about models and networks: ``unet models``, ``unet networks``, ``unet model``. Heavy imports wait until one is called."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from flows.options import Flag
+from flows.printing import print_json
+
+model_app = App(name="model", help="Look at one model.")
+
+
+def models(*, json: Flag = False, debug: Flag = False) -> int:
+    """List the models that are installed with this program."""
+    from unet_core.model_package import bundled_models, read_description
+
+    rows = []
+    for name, folder in bundled_models().items():
+        description, weights = read_description(str(folder))
+        classes = ", ".join(entry.name for entry in description.classes)
+        score = description.provenance.get("scores", {})
+        rows.append(
+            {
+                "name": name,
+                "channels": description.input_channels,
+                "classes": classes,
+                "bytes": weights.size_bytes,
+                "scores": score,
+            }
+        )
+        held_out = f"; held-out IoU {score['iou_pooled']} on {score['images']} images" if score else ""
+        print(f"{name}: {len(description.input_channels)} channels -> {classes}{held_out}")
+    if json:
+        print_json(rows)
+    return 0
+
+
+def networks(*, json: Flag = False, debug: Flag = False) -> int:
+    """Count the parameters of every network as published, beside what is published; and its margin and stride."""
+    from dataclasses import asdict
+
+    from unet_core.networks.published import count_all
+
+    rows = count_all()
+    print(f"{'network':15} {'configuration':34} {'channels':>9} {'counted':>13} {'published':>13}  margin, stride")
+    for row in rows:
+        geometry = f"{row.margin[0]}+{row.margin[1]}, {row.stride}"
+        print(f"{row.network:15} {row.configuration:34} {row.channels:>9} {row.counted:>13,} {row.published:>13}  {geometry}")
+        if row.remark:
+            print(f"{'':15} {row.remark}")
+    if json:
+        print_json([asdict(row) for row in rows])
+    return 0
+
+
+@model_app.command
+def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
+    """Show a model's network, margin, legal sizes, cost, classes and where it comes from."""
+    from math import prod
+
+    from unet_core.cost import operations
+    from unet_core.geometry import Box
+    from unet_core.model_package import load_model
+    from unet_core.plan import fit_block_shape
+    from unet_core.planning import BLOCK_SIZES
+    from unet_core.rules import trace
+
+    package = load_model(model)
+    description, geometry = package.description, package.footprint
+    smallest = geometry.legal_shape((1,) * package.dims)
+    largest = (BLOCK_SIZES[package.dims][0],) * package.dims
+    block = fit_block_shape(largest, largest, geometry.stride)
+    read = geometry.read_box(Box.from_shape(block)).shape
+    mflop = operations(trace(package.network), (len(description.input_channels), *read)) / 1e6 / prod(block)
+    facts = {
+        "name": description.name,
+        "folder": package.url,
+        "network": f"{description.network.name} {description.network.arguments}",
+        "parameters": sum(parameter.numel() for parameter in package.network.parameters()),
+        "dims": package.dims,
+        "margin": f"{geometry.before} before, {geometry.after} after",
+        "stride": geometry.stride,
+        "phase": geometry.phase,
+        "receptive field": tuple(a + b + 1 for a, b in zip(*geometry.support, strict=True)),
+        "legal sizes": ", ".join(f"{size} + n x {step}" for size, step in zip(smallest, geometry.stride, strict=True)),
+        "cost": f"{mflop:.3g} MFLOP a voxel in blocks of {block}, which read {prod(read) / prod(block):.2f} x what they write",
+        "input channels": description.input_channels,
+        "voxel size": description.voxel_size_um,
+        "normalisation": description.normalisation.model_dump(mode="json"),
+        "classes": [entry.model_dump() for entry in description.classes],
+        "exact": "yes, padded: blocks read until padding shows no more" if geometry.is_padded else "yes, unpadded",
+        "sha256": package.sha256,
+        "provenance": description.provenance,
+    }
+    for name, value in facts.items():
+        print(f"{name:>16}  {value}")
+    if json:
+        print_json(facts)
+    return 0
