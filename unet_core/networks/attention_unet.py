@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, ExactMaxPool, Upsample, crop_like
 
@@ -51,10 +52,10 @@ class AttentionUNet(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or padding not in ("valid", "same") or min(in_channels, classes, base, levels - 1) < 1 or gates < 0:
+        arguments.check("An Attention U-Net", dims, padding, in_channels=in_channels, classes=classes, base=base)
+        if levels < 2 or gates < 0:
             raise ModelPackageError(
-                f"An Attention U-Net needs dims 2 or 3, padding 'valid' or 'same', 2 levels, and at least one channel and class; got "
-                f"dims={dims}, padding='{padding}', levels={levels}, gates={gates}, in_channels={in_channels}, classes={classes}, base={base}."
+                f"An Attention U-Net needs at least 2 levels, and no negative number of gates; got levels={levels}, gates={gates}."
             )
         self.dims = dims
         crop = padding == "valid"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, TRANSPOSED, ExactMaxPool, crop_like
 
@@ -68,16 +69,11 @@ class FCDenseNet(nn.Module):
         usual_growth, usual_layers = VARIANTS[variant]
         growth = usual_growth if growth is None else growth
         chosen = tuple(usual_layers if layers is None else layers)
-        if dims not in (2, 3) or padding not in ("valid", "same") or len(chosen) % 2 == 0:
-            raise ModelPackageError(
-                f"A dense network needs dims 2 or 3, padding 'valid' or 'same', and an odd number of blocks; got dims={dims}, "
-                f"padding='{padding}', layers={chosen}."
-            )
-        if min(in_channels, classes, growth, base, *chosen) < 1:
-            raise ModelPackageError(
-                f"A dense network needs at least one channel, class and layer; got in_channels={in_channels}, classes={classes}, "
-                f"growth={growth}, base={base}, layers={chosen}."
-            )
+        arguments.check(
+            "A dense network", dims, padding, in_channels=in_channels, classes=classes, growth=growth, base=base, layers=chosen
+        )
+        if len(chosen) % 2 == 0:
+            raise ModelPackageError(f"A dense network needs an odd number of blocks; got layers={chosen}.")
         self.dims = dims
         depth = len(chosen) // 2
         self.first = CONVOLUTION[dims](in_channels, base, 3, padding=padding)
@@ -103,7 +99,7 @@ class FCDenseNet(nn.Module):
         self.head = CONVOLUTION[dims](channels + made, classes, 1)
         self.is_padded = padding == "same"
         self.starts = _starts(chosen)
-        initialise(self)
+        initialise(self, "uniform")
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (N, classes, *spatial) from an image of shape (N, in_channels, *spatial)."""

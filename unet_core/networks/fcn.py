@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import CONVOLUTION, TRANSPOSED, ExactMaxPool, crop_like
 
@@ -54,15 +55,12 @@ class FCN(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or padding not in ("valid", "same") or not 0 <= skips < len(stages) or window % 2 == 0:
+        arguments.check(
+            "An FCN", dims, padding, in_channels=in_channels, classes=classes, base=base, hidden=hidden, stages=stages
+        )
+        if not 0 <= skips < len(stages) or window % 2 == 0:
             raise ModelPackageError(
-                f"An FCN needs dims 2 or 3, padding 'valid' or 'same', fewer skips than stages, and an odd window; got dims={dims}, "
-                f"padding='{padding}', skips={skips}, stages={tuple(stages)}, window={window}."
-            )
-        if min(in_channels, classes, base, hidden, *stages) < 1:
-            raise ModelPackageError(
-                f"An FCN needs at least one channel, class and convolution; got in_channels={in_channels}, classes={classes}, "
-                f"base={base}, hidden={hidden}, stages={tuple(stages)}."
+                f"An FCN needs fewer skips than stages, and an odd window; got skips={skips}, stages={tuple(stages)}, window={window}."
             )
         self.dims = dims
         widths = [base * min(2**stage, 8) for stage in range(len(stages))]

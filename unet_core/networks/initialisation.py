@@ -1,29 +1,44 @@
-"""Initial weights, for all networks as the U-Net paper draws them.
-
-Their own papers draw others: FC-DenseNet He-uniform, the residual units by outgoing connections. The variance is of the same
-order, and what is trained from here has been checked for the U-Net only.
-"""
+"""Initial weights, as the paper of each network draws them."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 from torch import nn
 
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-def initialise(network: nn.Module) -> None:
-    """Draw weights from a Gaussian of std sqrt(2 / N), N the incoming connections of a unit; biases are zero.
 
-    He et al. 2015, as used in Ronneberger et al. 2015, section 3. In a transposed convolution whose windows do not
-    overlap, a unit receives one sample of every input channel.
+def initialise(network: nn.Module, law: Literal["incoming", "outgoing", "uniform"] = "incoming") -> None:
+    """Draw the weights of all convolutions; biases are zero.
+
+    Args:
+        network: changed in place.
+        law: ``incoming``: a Gaussian of std sqrt(2 / N), N the incoming connections of a unit (He et al. 2015, as used in
+            Ronneberger et al. 2015, section 3). ``outgoing``: the same with the connections of its windows to all output channels,
+            as in the released residual networks (He et al. 2016). ``uniform``: of the variance of ``incoming``, within sqrt(6 / N),
+            as in the released dense network (Jegou et al. 2016).
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            incoming = module.weight[0].numel()
-        elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            incoming = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
-        else:
+        if not isinstance(module, _LAYERS):
             continue
-        nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
+        count = _connections(module, law == "outgoing")
+        if law == "uniform":
+            bound = math.sqrt(6 / count)
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            nn.init.normal_(module.weight, std=math.sqrt(2 / count))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _connections(layer: Any, outgoing: bool) -> int:
+    """Of one unit of a layer, to those before it or to those after it.
+
+    In a transposed convolution a unit receives through one in ``stride`` of the window's samples on every axis: one sample of
+    every input channel where windows do not overlap.
+    """
+    count = (layer.out_channels if outgoing else layer.in_channels) // layer.groups * math.prod(layer.kernel_size)
+    transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    return max(1, count // math.prod(layer.stride)) if transposed and not outgoing else count

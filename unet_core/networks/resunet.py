@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, TRANSPOSED, crop_like, trim
 
@@ -22,7 +22,7 @@ class ResUNet(nn.Module):
     Units follow "identity mappings": x + conv(ReLU(norm(conv(ReLU(norm(x)))))), nothing after the sum, and one norm and ReLU after
     the last unit. Where channels or resolution change, the first norm and ReLU are shared by both branches and the shortcut is
     a 1x1 convolution of what they give. With ``pre_activation=False`` the units are those of 2015: conv, norm, ReLU, conv, norm,
-    plus shortcut, ReLU after the sum; projections where dimensions change (option B).
+    plus shortcut, ReLU after the sum; projections where dimensions change (option B); norm and ReLU after the first convolution.
 
     Resolution halves in a 3x3 convolution of stride 2 and doubles in a transposed one, so that all samples of all levels lie on
     voxels: legal sizes are odd multiples, and the skip connections meet without a shift of half a voxel.
@@ -51,14 +51,11 @@ class ResUNet(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or padding not in ("valid", "same") or min(in_channels, classes, base, *units) < 1:
-            raise ModelPackageError(
-                f"A residual U-Net needs dims 2 or 3, padding 'valid' or 'same', and at least one channel, class and unit a level; got "
-                f"dims={dims}, padding='{padding}', in_channels={in_channels}, classes={classes}, base={base}, units={tuple(units)}."
-            )
+        arguments.check("A residual U-Net", dims, padding, in_channels=in_channels, classes=classes, base=base, units=units)
         self.dims = dims
         kind = _PreActivation if pre_activation else _Original
         self.stem = CONVOLUTION[dims](in_channels, base, 3, padding=padding, bias=False)
+        self.first = nn.Identity() if pre_activation else nn.Sequential(BATCH_NORM[dims](base), nn.ReLU(inplace=True))
         widths = [base * 2**level for level in range(len(units))]
         self.contracting = nn.ModuleList()
         for level, (width, count) in enumerate(zip(widths, units, strict=True)):
@@ -74,11 +71,11 @@ class ResUNet(nn.Module):
             self.expanding.append(nn.Sequential(first, *rest))
         self.last = nn.Sequential(BATCH_NORM[dims](base), nn.ReLU(inplace=True)) if pre_activation else nn.Identity()
         self.head = CONVOLUTION[dims](base, classes, 1)
-        initialise(self)
+        initialise(self, "outgoing" if pre_activation else "incoming")
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (N, classes, *spatial) from an image of shape (N, in_channels, *spatial)."""
-        features = self.contracting[0](self.stem(image))
+        features = self.contracting[0](self.first(self.stem(image)))
         skips: list[Tensor] = []
         for stage in self.contracting[1:]:
             skips.append(features)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, TRANSPOSED, ExactMaxPool, crop_like
 
@@ -71,18 +72,12 @@ class UNet(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or min(in_channels, classes, base, levels) < 1:
-            raise ModelPackageError(
-                f"A U-Net needs dims 2 or 3 and at least one channel, class and level; got dims={dims}, "
-                f"in_channels={in_channels}, classes={classes}, base={base}, levels={levels}."
-            )
+        arguments.check("A U-Net", dims, padding, in_channels=in_channels, classes=classes, base=base, levels=levels)
         if max(in_channels, classes) > MAX_CHANNELS or levels > MAX_LEVELS or base * 2 ** (levels - 1) > MAX_CHANNELS:
             raise ModelPackageError(
                 f"A U-Net may have {MAX_LEVELS} levels and {MAX_CHANNELS} channels, which double at every level; got levels={levels}, "
                 f"base={base}, in_channels={in_channels}, classes={classes}."
             )
-        if padding not in ("valid", "same"):
-            raise ModelPackageError(f"padding is '{padding}'; use 'valid' or 'same'.")
         self.dims = dims
         self.kernels = _per_level("kernels", kernels, levels, dims, default=3)
         self.poolings = _per_level("poolings", poolings, levels - 1, dims, default=2)

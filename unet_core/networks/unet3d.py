@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import BATCH_NORM, CONVOLUTION, TRANSPOSED, ExactMaxPool, crop_like
 
@@ -51,11 +51,7 @@ class UNet3D(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or min(in_channels, classes, base, levels) < 1 or padding not in ("valid", "same"):
-            raise ModelPackageError(
-                f"A 3D U-Net needs dims 2 or 3, padding 'valid' or 'same', and at least one channel, class and level; got dims={dims}, "
-                f"padding='{padding}', in_channels={in_channels}, classes={classes}, base={base}, levels={levels}."
-            )
+        arguments.check("A 3D U-Net", dims, padding, in_channels=in_channels, classes=classes, base=base, levels=levels)
         self.dims = dims
         self.contracting = nn.ModuleList()
         self.pools = nn.ModuleList()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks import arguments
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import CONVOLUTION, TRANSPOSED, crop_like
 
@@ -57,13 +58,11 @@ class VNet(nn.Module):
     ) -> None:
         super().__init__()
         down, up = _depths(depths)
-        if dims not in (2, 3) or kernel % 2 == 0 or min(in_channels, classes, base) < 1 or base % in_channels:
+        arguments.check("A V-Net", dims, padding, in_channels=in_channels, classes=classes, base=base)
+        if kernel % 2 == 0 or base % in_channels:
             raise ModelPackageError(
-                f"A V-Net needs dims 2 or 3, an odd kernel, and base a multiple of in_channels; got dims={dims}, kernel={kernel}, "
-                f"base={base}, in_channels={in_channels}, classes={classes}."
+                f"A V-Net needs an odd kernel, and base a multiple of in_channels; got kernel={kernel}, base={base}, in_channels={in_channels}."
             )
-        if padding not in ("valid", "same"):
-            raise ModelPackageError(f"padding is '{padding}'; use 'valid' or 'same'.")
         self.dims = dims
         self.repeats = base // in_channels
         widths = [base * 2**level for level in range(len(down))]

@@ -186,3 +186,28 @@ def test_padded_form_agrees_after_a_shift_by_phase_and_only_then(name: str, dims
         if np.abs(found - wanted).max() < 1e-9 * np.ptp(whole):
             agreeing.add(start % stride)
     assert agreeing == {geometry.phase[0]}
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_a_shift_by_anything_but_phase_changes_a_third_of_the_labels(levels: int) -> None:
+    """What it costs to start blocks anywhere: labels of the padded form against those of the unpadded one, at every start."""
+    valid, same = (build("unet", 2, padding, base=8, levels=levels) for padding in ("valid", "same"))
+    same.load_state_dict(valid.state_dict())
+    geometry = footprint(valid)
+    stride, before = geometry.stride[0], geometry.before[0]
+    side = 4 * before + 6 * stride
+    image = np.random.default_rng(2).normal(size=(1, *footprint(same).legal_shape((side, side)))).astype(np.float32)
+    with torch.inference_mode():
+        whole = same(torch.from_numpy(image)[None])[0].numpy()
+    level = np.median(whole, axis=(1, 2), keepdims=True)  # random weights prefer one class; so each has half of the voxels
+    read = geometry.legal_shape((2 * before + 4 * stride,) * 2)[0]
+    differing = {}
+    for start in range(side // 2, side // 2 + stride):
+        part = image[:, start - before : start - before + read, start - before : start - before + read]
+        with torch.inference_mode():
+            found = valid(torch.from_numpy(part)[None])[0].numpy()
+        wanted = whole[:, start : start + found.shape[1], start : start + found.shape[2]]
+        differing[start % stride] = float(((found - level).argmax(0) != (wanted - level).argmax(0)).mean())
+    assert differing.pop(geometry.phase[0] or 0) == 0
+    assert min(differing.values()) > 0.3
+    assert np.median([*differing.values()]) >= 0.35
