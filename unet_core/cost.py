@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from unet_core.geometry import Shape
-from unet_core.rules import Trace
+from unet_core.operations import Trace
 
 
 def on_meta(traced: Trace, input_shape: Shape) -> torch.fx.GraphModule:

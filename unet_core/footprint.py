@@ -10,8 +10,9 @@ from torch import nn
 
 from unet_core.errors import FootprintError, GridError
 from unet_core.geometry import Box, Shape
+from unet_core.operations import Trace
 from unet_core.positions import Samples, dependency, padded_offsets, samples_of
-from unet_core.rules import Trace, trace
+from unet_core.rules import trace
 
 _AXIS_NAMES = "zyx"
 

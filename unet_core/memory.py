@@ -6,7 +6,7 @@ from math import prod
 
 from unet_core.cost import on_meta
 from unet_core.geometry import Shape
-from unet_core.rules import Trace
+from unet_core.operations import Trace
 
 # What the allocator and the convolution library keep beside the tensors, and what reading, readout and encoding need.
 _OVERHEAD = 1.6

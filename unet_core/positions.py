@@ -17,7 +17,7 @@ from fractions import Fraction
 from math import floor
 
 from unet_core.errors import FootprintError
-from unet_core.rules import Crop, Expand, Interpolate, Step, Trace, Trim, Window
+from unet_core.operations import Crop, Expand, Interpolate, Step, Trace, Trim, Window
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from unet_core.errors import FootprintError, GridError
 from unet_core.footprint import Footprint, footprint
 from unet_core.geometry import BlockGrid, Box
 from unet_core.networks.layers import ExactMaxPool
-from unet_core.rules import Window
+from unet_core.operations import Expand, Window
 from unet_core.volumes import ArrayVolume, read_reflected
 
 NETWORKS: list[dict[str, Any]] = [
@@ -215,7 +215,7 @@ def test_one_wrong_rule_is_seen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     elif wrong == "pooling":
         monkeypatch.setitem(rules.RULES, ExactMaxPool, lambda name, module, dims: Window((2,) * dims, (1,) * dims, (1,) * dims))
     else:
-        monkeypatch.setitem(rules.RULES, nn.ConvTranspose2d, lambda name, module, dims: rules.Expand((1,) * dims, (1,) * dims))
+        monkeypatch.setitem(rules.RULES, nn.ConvTranspose2d, lambda name, module, dims: Expand((1,) * dims, (1,) * dims))
     with pytest.raises((AssertionError, FootprintError, GridError)):
         check_dependency(network, footprint(network))
 
