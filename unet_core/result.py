@@ -1,0 +1,86 @@
+"""A finished or partly finished output, to look into: where its run stands, and its images as volumes. Computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unet_core import ledger
+from unet_core.errors import LedgerError
+from unet_core.places import check_location
+from unet_core.plan import Plan
+from unet_core.resume import wanted_records, wanted_units
+from unet_core.store import open_store
+from unet_core.volumes import Volume, open_volume
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands, from the output alone.
+
+    Args:
+        state: ``complete``, or ``unfinished``.
+        stages: name to (units done, units wanted).
+    """
+
+    state: str
+    plan: str
+    model: str
+    stages: dict[str, tuple[int, int]]
+
+
+def read_status(output_url: str) -> Status:
+    """Read plan, request and ledger of an output.
+
+    Raises:
+        ResumeError: if it is not an output of this program.
+    """
+    check_location("output", output_url)
+    store = open_store(output_url)
+    plan, request = ledger.read_plan(store), ledger.read_request(store)
+    stages = {}
+    for stage in plan.stages:
+        wanted = len(list(wanted_units(plan, request, stage)))
+        stages[stage.name] = (len(wanted_records(store, plan, request, stage)), wanted)
+    return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, plan.model.name, stages)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished or partly finished output, to look into."""
+
+    url: str
+    plan: Plan
+    status: Status
+
+    def volume(self, name: str | None = None, level: int = 0) -> Volume:
+        """One of the output's images at one level: its first label image, or the one named ("" is the root).
+
+        Raises:
+            LedgerError: if voxels that were written are no longer there.
+        """
+        image = next(image for image in self.plan.images if (image.path == name if name is not None else image.kind == "labels"))
+        # Shards of background are not stored, so that absent ones read as such; but not those that the ledger knows.
+        volume = open_volume(f"{self.url.rstrip('/')}/{image.path}".rstrip("/"), level, missing="fill")
+        absent = {f"{image.array_path(level)}/{key}" for key in volume.missing_chunks()}
+        stage = self.plan.stages[level].name
+        records = ledger.read_records(open_store(self.url), stage, self.plan.id) if absent else {}
+        lost = sorted(absent & {shard.key for record in records.values() for shard in record.objects if not shard.empty})
+        if lost:
+            raise LedgerError(
+                f"{lost[0]} is missing in {self.url} ({len(lost)} in all); run the same command again to compute it."
+            )
+        return volume
+
+    def to_dask(self, name: str | None = None, level: int = 0) -> Any:
+        """The same as a lazy dask array."""
+        return self.volume(name, level).to_dask()
+
+
+def open_result(url: str) -> Result:
+    """Open an output of ``run``.
+
+    Raises:
+        ResumeError: if it is not an output of this program.
+    """
+    return Result(url, ledger.read_plan(open_store(url)), read_status(url))
