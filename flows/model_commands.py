@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cyclopts import App
 
 from flows.options import Flag
 from flows.printing import print_json
+
+if TYPE_CHECKING:
+    from unet_core.model_package import ModelPackage
 
 model_app = App(name="model", help="Look at one model.")
 
@@ -53,6 +58,12 @@ def networks(*, json: Flag = False, debug: Flag = False) -> int:
     return 0
 
 
+def _exactness(package: ModelPackage) -> str:
+    if package.whole_box:
+        return f"no: layers {', '.join(package.whole_box)} look at the whole box; runs with --approximate"
+    return "yes, padded: blocks read until padding shows no more" if package.footprint.is_padded else "yes, unpadded"
+
+
 @model_app.command
 def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
     """Show a model's network, margin, legal sizes, cost, classes and where it comes from."""
@@ -71,7 +82,7 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
     largest = (BLOCK_SIZES[package.dims][0],) * package.dims
     block = fit_block_shape(largest, largest, geometry.stride)
     read = geometry.read_box(Box.from_shape(block)).shape
-    mflop = operations(trace(package.network), (len(description.input_channels), *read)) / 1e6 / prod(block)
+    mflop = operations(trace(package.network, approximate=True), (len(description.input_channels), *read)) / 1e6 / prod(block)
     facts = {
         "name": description.name,
         "folder": package.url,
@@ -88,7 +99,7 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
         "voxel size": description.voxel_size_um,
         "normalisation": description.normalisation.model_dump(mode="json"),
         "classes": [entry.model_dump() for entry in description.classes],
-        "exact": "yes, padded: blocks read until padding shows no more" if geometry.is_padded else "yes, unpadded",
+        "exact": _exactness(package),
         "sha256": package.sha256,
         "provenance": description.provenance,
     }

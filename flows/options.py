@@ -59,6 +59,10 @@ class RunOptions:
     """Keep the probabilities too."""
     block_shape: str | None = None
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
+    approximate: Flag = False
+    """Run networks whose layers look at the whole box (InstanceNorm, GroupNorm, global pooling), in tiles of fixed position."""
+    tile_shape: str | None = None
+    """Voxels along (z,) y, x of the tiles of --approximate, e.g. 512,512."""
     ngff: Literal["0.5", "0.4"] = "0.5"
     """Version of OME-Zarr to write."""
     missing: Literal["error", "fill"] = "error"
@@ -89,6 +93,8 @@ class RunOptions:
             channels=_numbers("channels", self.channels, int),
             voxel_size_um=_numbers("voxel-size", self.voxel_size, float),
             block_shape=_numbers("block-shape", self.block_shape, int),
+            approximate=self.approximate,
+            tile_shape=_numbers("tile-shape", self.tile_shape, int),
             cast=self.cast,
             memory_gib=self.memory_gib,
             **{name: getattr(self, name) for name in plain},

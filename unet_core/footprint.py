@@ -10,7 +10,7 @@ from torch import nn
 
 from unet_core.errors import FootprintError, GridError
 from unet_core.geometry import Box, Shape
-from unet_core.operations import Trace
+from unet_core.operations import Pointwise, Trace
 from unet_core.positions import Samples, dependency, padded_offsets, samples_of
 from unet_core.rules import trace
 
@@ -132,11 +132,12 @@ class Footprint:
         return Box.from_shape(self.legal_shape(needed), start)
 
 
-def footprint(network: nn.Module) -> Footprint:
+def footprint(network: nn.Module, approximate: bool = False) -> Footprint:
     """Derive the footprint of a network, without running it.
 
     Args:
         network: in evaluation mode, one input (N, C, *spatial) and one output of the same resolution.
+        approximate: allow layers whose result depends on the whole box; the footprint is then that of the others.
 
     Raises:
         FootprintError: naming the first layer whose result would depend on how the image is cut.
@@ -147,7 +148,7 @@ def footprint(network: nn.Module) -> Footprint:
         >>> paper.margin, paper.stride, paper.output_shape((572, 572)), paper.legal_shape((696, 696))
         (((92, 92), (92, 92)), (16, 16), (388, 388), (700, 700))
     """
-    return footprint_of(trace(network))
+    return footprint_of(trace(network, approximate))
 
 
 def footprint_of(traced: Trace) -> Footprint:
@@ -157,6 +158,10 @@ def footprint_of(traced: Trace) -> Footprint:
 
 def _along_axis(traced: Trace, axis: int) -> _AxisFootprint:
     rows = samples_of(traced, axis)
+    if traced.result not in rows:
+        raise FootprintError(
+            "The network returns one value for the whole box; it must return its logits at the resolution of its input."
+        )
     output = rows[traced.result]
     if output.stride != 1 or output.offset.denominator != 1:
         raise FootprintError(
@@ -174,8 +179,16 @@ def _along_axis(traced: Trace, axis: int) -> _AxisFootprint:
         stride=stride,
         phase=_phase(traced, rows, axis, before, stride),
         support=_support(traced, rows, axis, offset, stride),
-        rows=frozenset((row.stride, row.surplus) for row in rows.values()),
+        rows=frozenset((row.stride, row.surplus) for row in rows.values()) | _normalised(traced, rows, axis),
     )
+
+
+def _normalised(traced: Trace, rows: dict[str, Samples], axis: int) -> set[tuple[Fraction, Fraction]]:
+    """What statistics over the box add to the legal sizes: torch refuses those of a single sample, so the last axis has two."""
+    steps = [step for step in traced.steps if isinstance(step.operation, Pointwise) and step.operation.whole_box]
+    if axis != traced.dims - 1:
+        return set()
+    return {(rows[step.name].stride, rows[step.name].surplus - 1) for step in steps if step.name in rows}
 
 
 def _support(traced: Trace, rows: dict[str, Samples], axis: int, offset: int, stride: int) -> tuple[int, int]:

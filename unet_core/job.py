@@ -50,6 +50,15 @@ class SegmentationJob(BaseModel):
     block_shape: tuple[Positive, ...] | None = Field(
         None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
     )
+    approximate: bool = Field(
+        False,
+        title="Approximate",
+        description="Run networks whose layers look at the whole box (InstanceNorm, GroupNorm, global pooling), in tiles of fixed "
+        "position; the result then depends on the tiles.",
+    )
+    tile_shape: tuple[Positive, ...] | None = Field(
+        None, title="Tile shape", description="Voxels along (z,) y, x of the tiles of an approximate run."
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
     threads: int = Field(
         1,

@@ -19,7 +19,7 @@ from torch import nn
 
 from unet_core import networks
 from unet_core.errors import ModelPackageError
-from unet_core.footprint import Footprint, footprint
+from unet_core.footprint import Footprint, footprint_of
 from unet_core.model_description import (
     DESCRIPTION_FILE,
     SCHEMA,
@@ -35,6 +35,7 @@ from unet_core.model_description import (
     read_description,
 )
 from unet_core.places import check_location
+from unet_core.rules import trace
 from unet_core.store import check_url, is_remote, local_path, open_store
 from unet_core.weights import fitted, read_weights
 
@@ -65,7 +66,8 @@ class ModelPackage:
     """A model ready to be planned with: description, network with its weights, footprint, and sha256.
 
     ``sha256`` covers everything that decides bytes of a result (network, heads, classes, normalisation, weights), not
-    name or provenance.
+    name or provenance. ``whole_box`` names the layers whose result depends on the whole box; planning refuses such a model,
+    unless the job says ``approximate``, and ``footprint`` is that of its other layers.
     """
 
     url: str
@@ -73,6 +75,7 @@ class ModelPackage:
     network: nn.Module
     footprint: Footprint
     sha256: str
+    whole_box: tuple[str, ...] = ()
 
     @property
     def dims(self) -> int:
@@ -155,17 +158,19 @@ def load_model(path: str | Path) -> ModelPackage:
     network.eval().requires_grad_(False)
     decisive = description.model_dump(mode="json", exclude=_NOT_DECISIVE) | {"weights": stated.sha256}
     sha256 = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    geometry = _footprint(network, url)
+    geometry, whole_box = _footprint(network, url)
     if description.voxel_size_um != "unknown" and len(description.voxel_size_um) != geometry.dims:
         raise ModelPackageError(
             f"{url}: voxel_size_um has {len(description.voxel_size_um)} numbers, the network works in {geometry.dims}D; give one an axis."
         )
-    return ModelPackage(url, description, network, geometry, sha256)
+    return ModelPackage(url, description, network, geometry, sha256, whole_box)
 
 
-def _footprint(network: nn.Module, url: str) -> Footprint:
+def _footprint(network: nn.Module, url: str) -> tuple[Footprint, tuple[str, ...]]:
+    """The footprint, and the layers that look at the whole box."""
     try:
-        return footprint(network)
+        traced = trace(network, approximate=True)
+        return footprint_of(traced), traced.whole_box
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # arguments that make no network, such as empty lists
         raise ModelPackageError(
             f"The network of {url} has no geometry ({type(error).__name__}: {error}); correct its arguments."

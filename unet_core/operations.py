@@ -63,10 +63,23 @@ class Trim:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Sample for sample; several inputs must lie on the same positions."""
+    """Sample for sample; several inputs must lie on the same positions.
+
+    Args:
+        broadcasts: one of the inputs may instead be a single sample that stands for the whole box.
+        whole_box: each sample also depends on statistics over all samples of the box (instance, group and batch normalisation).
+    """
+
+    broadcasts: bool = True
+    whole_box: bool = False
 
 
-Operation = Window | Expand | Interpolate | Crop | Trim | Pointwise
+@dataclass(frozen=True)
+class Collapse:
+    """All samples of the box become one, which is valid everywhere (global pooling)."""
+
+
+Operation = Window | Expand | Interpolate | Crop | Trim | Pointwise | Collapse
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class Trace:
         steps: in order of execution.
         result: name of the step whose value is returned.
         graph: the traced module.
+        whole_box: layers whose result depends on the whole box, as "'name' (type)"; empty for networks that any cut leaves exact.
     """
 
     dims: int
@@ -95,3 +109,9 @@ class Trace:
     steps: tuple[Step, ...]
     result: str
     graph: torch.fx.GraphModule
+    whole_box: tuple[str, ...] = ()
+
+
+def depends_on_box(operation: Operation) -> bool:
+    """Whether a step gives other values in another box, however wide its margin."""
+    return isinstance(operation, Collapse) or (isinstance(operation, Pointwise) and operation.whole_box)

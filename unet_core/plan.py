@@ -17,6 +17,7 @@ SCHEMA = 1
 NUMERICS = 1  # raised when a release changes the bytes of a result
 SEGMENT_STAGE = "segment"
 MAX_LEVELS = 12
+ITEM_BYTES = {"uint8": 1, "float32": 4}
 SMALLEST_LEVEL = 256  # the pyramid ends when its longest axis is no longer than this
 
 
@@ -64,7 +65,7 @@ class FootprintPlan(_Record):
     after: Shape
     stride: Shape
     skip: Shape = Field(description="of the network's output, before the write box; 0 for unpadded networks")
-    read_shape: Shape = Field(description="what a whole block reads")
+    read_shape: Shape = Field(description="what a whole block reads; a tile, where there are tiles")
 
 
 class LevelPlan(_Record):
@@ -112,6 +113,11 @@ class Plan(_Record):
     """Everything that decides the bytes of the result, and nothing else.
 
     ``id`` is the hash of all fields. Where image and model lie, which blocks are wanted, on what machine: not here.
+
+    Args:
+        exact: False if the result depends on ``tile_shape``, because layers of the network look at a whole tile at once.
+        tile_shape: of the boxes that such a network runs in, a grid from the image's origin; blocks are whole numbers of
+            them. None for exact plans, whose JSON leaves it out.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -124,6 +130,7 @@ class Plan(_Record):
     exact: bool | Literal["unproven"] = True
     ngff: Literal["0.5", "0.4"]
     block_shape: Shape
+    tile_shape: Shape | None = None
     chunk_shape: Shape
     levels: tuple[LevelPlan, ...]
     images: tuple[ImagePlan, ...]
@@ -138,7 +145,8 @@ class Plan(_Record):
 
     def canonical(self) -> bytes:
         """The plan as stored."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
+        without = {"tile_shape"} if self.tile_shape is None else None
+        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -153,15 +161,19 @@ class Plan(_Record):
             for level, entry in enumerate(self.levels)
         )
 
+    @property
+    def pass_shape(self) -> Shape:
+        """What one forward pass gives: a tile where there are tiles, else a block."""
+        return self.tile_shape or self.block_shape
+
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def raw_bytes(self) -> int:
         """Size of the output before compression."""
-        item = {"uint8": 1, "float32": 4}
         return sum(
-            item[image.dtype] * (image.channels or 1) * Box.from_shape(level.shape).voxel_count
+            ITEM_BYTES[image.dtype] * (image.channels or 1) * Box.from_shape(level.shape).voxel_count
             for image in self.images
             for level in self.levels
         )
@@ -176,7 +188,7 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any]
     """Name and both values of the first field in which two JSON values differ, or None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(
-            old.keys() | new.keys(), key=lambda key: (key not in ("input", "model"), key)
+            old.keys() | new.keys(), key=lambda key: (key not in ("input", "model", "tile_shape"), key)
         ):  # what explains the rest first
             found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
             if found:
@@ -208,21 +220,27 @@ def chunk_shape_for(block_shape: Shape) -> Shape:
     return tuple(max(size for size in range(1, min(limit, block) + 1) if block % size == 0) for block in block_shape)
 
 
-def check_block_shape(block_shape: Shape, stride: Shape) -> None:
-    """Refuse a block shape that does not keep pooling windows on one grid.
+def check_block_shape(block_shape: Shape, stride: Shape, what: str = "Block", of: str = "the network's stride") -> None:
+    """Refuse a shape that does not keep pooling windows, or tiles, on one grid.
+
+    Args:
+        block_shape: what the user asked.
+        stride: of which it is to be a multiple.
+        what: the shape is of, for the message.
+        of: what the stride is, for the message.
 
     Raises:
         GridError: with the nearest sizes that do.
     """
     if len(block_shape) != len(stride):
         raise GridError(
-            f"Block shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis."
+            f"{what} shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis."
         )
     for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
         if size % step:
             lower = size // step * step
             nearest = f"{lower} or {lower + step}" if lower else f"{step}"
-            raise GridError(f"Block axis {name}: {size} voxels is not a multiple of the network's stride {step}; use {nearest}.")
+            raise GridError(f"{what} axis {name}: {size} voxels is not a multiple of {of} {step}; use {nearest}.")
 
 
 def fit_block_shape(block_shape: Shape, image_shape: Shape, stride: Shape) -> Shape:

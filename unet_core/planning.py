@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
-from unet_core.errors import MemoryBudgetError, VolumeError
+from unet_core.errors import FootprintError, JobError, MemoryBudgetError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
@@ -16,7 +16,9 @@ from unet_core.model_package import FixedNormalisation, ImageNormalisation, Mode
 from unet_core.normalisation import Normalisation, from_percentiles
 from unet_core.places import check_size
 from unet_core.plan import (
+    ITEM_BYTES,
     FootprintPlan,
+    ImagePlan,
     InputPlan,
     LabelName,
     ModelPlan,
@@ -27,28 +29,34 @@ from unet_core.plan import (
     pyramid,
 )
 from unet_core.predict import resolve_device
-from unet_core.rules import trace
+from unet_core.rules import refusal, trace
 from unet_core.store import absolute
+from unet_core.tiles import choose_block_shape, choose_tile_shape
 
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}  # tried in this order until one fits the memory
 GIB = 1 << 30
+_COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
 MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is warned
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what the plan leaves out: who asked for which blocks where, and what it will cost."""
+    """A plan with what the plan leaves out: who asked for which blocks where, and what it will cost.
+
+    ``whole_box`` names the layers that look at a whole tile, in plans that are not exact.
+    """
 
     plan: Plan
     request: Request
     memory_bytes: int
     warnings: tuple[str, ...]
+    whole_box: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before starting it."""
         plan = self.plan
         finest = plan.stages[0]
-        read, write = Box.from_shape(plan.footprint.read_shape).voxel_count, Box.from_shape(plan.block_shape).voxel_count
+        read, write = Box.from_shape(plan.footprint.read_shape).voxel_count, Box.from_shape(plan.pass_shape).voxel_count
         return {
             "plan": plan.id,
             "image": f"{self.request.image}, level {plan.input.level}, {plan.input.axes} {plan.input.shape} {plan.input.dtype}",
@@ -57,8 +65,9 @@ class Planned:
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
             + (" (a region of them)" if self.request.roi else ""),
             "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
-            "reads": f"{plan.footprint.read_shape} voxels a block, {read / write:.2f} x what it writes",
+            "reads": f"{plan.footprint.read_shape} voxels a {'tile' if plan.tile_shape else 'block'}, {read / write:.2f} x what it writes",
             "exact": plan.exact,
+            **({"tiles": f"{plan.tile_shape} voxels, seen whole by {', '.join(self.whole_box)}"} if plan.tile_shape else {}),
             "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
@@ -76,18 +85,24 @@ def resolve(job: SegmentationJob) -> Planned:
     check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
     package = load_model(job.model)
+    _check_approximate(job, package)
     opened = inputs.open_input(job, package.description, package.dims)
     source, volume = opened.source, opened.source.volume
     shape = source.spatial_shape
-    block_shape, memory = _block_shape(job, package, shape)
+    description, head = package.description, package.description.heads[0]
+    classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
+    kind: Literal["classes", "regions"] = "regions" if head.kind == "regions" else "classes"
+    images = output.images_of(kind, classes, job.probabilities)
+    tile_shape: Shape | None = None
+    if package.whole_box:
+        block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images)
+    else:
+        block_shape, memory = _block_shape(job, package, shape)
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
-    read = [_read_region(package, block_shape, box, shape) for box in regions]
+    read = [_read_region(package, block_shape, tile_shape, box, shape) for box in regions]
     absent = _check_readable(source, read, job)
-    description, head = package.description, package.description.heads[0]
-    classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
-    kind = "regions" if head.kind == "regions" else "classes"
     plan = Plan(
         input=InputPlan(
             level=volume.level,
@@ -113,15 +128,17 @@ def resolve(job: SegmentationJob) -> Planned:
             after=package.footprint.after,
             stride=package.footprint.stride,
             skip=package.footprint.skip,
-            read_shape=package.footprint.read_box(Box.from_shape(block_shape)).shape,
+            read_shape=package.footprint.read_box(Box.from_shape(tile_shape or block_shape)).shape,
         ),
         precision=job.precision,
         threads=job.threads,
+        exact=tile_shape is None,
         ngff=job.ngff,
         block_shape=block_shape,
+        tile_shape=tile_shape,
         chunk_shape=chunk_shape_for(block_shape),
         levels=pyramid(shape, opened.voxel_size),
-        images=output.images_of(kind, classes, job.probabilities),
+        images=images,
         spatial_axes=source.axes,
         scale=opened.scale,
         translation=opened.translation,
@@ -135,26 +152,75 @@ def resolve(job: SegmentationJob) -> Planned:
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
     warnings = []
-    amplification = prod(plan.footprint.read_shape) / prod(block_shape)
+    amplification = prod(plan.footprint.read_shape) / prod(plan.pass_shape)
     if amplification > MAX_AMPLIFICATION:
+        part = "tile" if tile_shape else "block"
         warnings.append(
-            f"A block of {block_shape} voxels reads {plan.footprint.read_shape}, {amplification:.1f} times what it writes; larger blocks "
-            "(--block-shape, --memory-gib) compute less twice."
+            f"A {part} of {plan.pass_shape} voxels reads {plan.footprint.read_shape}, {amplification:.1f} times what it writes; larger "
+            f"{part}s (--{part}-shape, --memory-gib) compute less twice."
         )
+    warnings += _exactness_warnings(job, package, tile_shape)
     if absent:
         warnings.append(
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
         )
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
-    return Planned(plan, request, memory, tuple(warnings))
+    return Planned(plan, request, memory, tuple(warnings), package.whole_box)
 
 
-def _read_region(package: ModelPackage, block_shape: Shape, wanted: Box, image_shape: Shape) -> Box:
+def _check_approximate(job: SegmentationJob, package: ModelPackage) -> None:
+    """Refuse a model that is not exact unless the job allows it, and tiles where there are none."""
+    if package.whole_box and not job.approximate:
+        raise FootprintError(f"Model '{package.description.name}': {refusal(package.whole_box)}")
+    if job.tile_shape is not None and not job.approximate:
+        raise JobError(f"--tile-shape is {job.tile_shape}, but only --approximate runs in tiles; use --block-shape, or both.")
+
+
+def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape: Shape | None) -> list[str]:
+    name, layers = package.description.name, package.whole_box
+    if tile_shape is None:
+        return [f"Model '{name}' is exact without --approximate, and runs so; there are no tiles."] if job.approximate else []
+    listed = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+    return [
+        f"Layers {listed} look at a whole tile of {tile_shape} voxels and its margin, so the result depends on the tiles (not on blocks "
+        "or workers); see the seam score."
+    ]
+
+
+def _whole_tiles(
+    job: SegmentationJob, package: ModelPackage, image_shape: Shape, images: tuple[ImagePlan, ...]
+) -> tuple[Shape, Shape, int]:
+    """Block shape and tile shape, and the bytes that one tile and the finished block around it need."""
+    allowance = int(job.memory_gib * GIB)
+    voxel_bytes = _COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
+    traced = trace(package.network, approximate=True)
+    element_bytes = 2 if job.precision == "bfloat16" else 4
+    tile_shape, needed = choose_tile_shape(
+        job.tile_shape,
+        traced,
+        package.footprint,
+        image_shape,
+        len(package.description.input_channels),
+        element_bytes,
+        voxel_bytes,
+        allowance,
+    )
+    block_shape, finished = choose_block_shape(
+        job.block_shape, BLOCK_SIZES[package.dims], tile_shape, image_shape, voxel_bytes, allowance - needed
+    )
+    return block_shape, tile_shape, needed + finished
+
+
+def _read_region(package: ModelPackage, block_shape: Shape, tile_shape: Shape | None, wanted: Box, image_shape: Shape) -> Box:
     """What the blocks that touch ``wanted`` read together; hangs over the image at its edges."""
-    blocks = wanted.scale_down(block_shape).scale_up(block_shape)
-    last = Box(tuple(stop - size for stop, size in zip(blocks.stop, block_shape, strict=True)), blocks.stop)
-    read = package.footprint.read_box(last.intersect(Box.from_shape(image_shape)))
+    blocks, whole = wanted.scale_down(block_shape).scale_up(block_shape), Box.from_shape(image_shape)
+    if tile_shape is None:
+        last = Box(tuple(stop - size for stop, size in zip(blocks.stop, block_shape, strict=True)), blocks.stop).intersect(whole)
+    else:  # tiles are read whole
+        stops = blocks.intersect(whole).scale_down(tile_shape).scale_up(tile_shape).stop
+        last = Box(tuple(stop - size for stop, size in zip(stops, tile_shape, strict=True)), stops)
+    read = package.footprint.read_box(last)
     return Box(tuple(first - before for first, before in zip(blocks.start, package.footprint.before, strict=True)), read.stop)
 
 

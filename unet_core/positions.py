@@ -17,7 +17,7 @@ from fractions import Fraction
 from math import floor
 
 from unet_core.errors import FootprintError
-from unet_core.operations import Crop, Expand, Interpolate, Step, Trace, Trim, Window
+from unet_core.operations import Collapse, Crop, Expand, Interpolate, Pointwise, Step, Trace, Trim, Window
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,34 @@ class Samples:
 
 
 def samples_of(traced: Trace, axis: int) -> dict[str, Samples]:
-    """The row of every value of a network, by the name of its step.
+    """The row of every value of a network, by the name of its step; a sample that stands for the whole box has none.
 
     Raises:
         FootprintError: naming the layer that joins values on different positions.
     """
     rows = {traced.source: Samples(Fraction(0), Fraction(1), Fraction(0))}
     for step in traced.steps:
-        rows[step.name] = _after(step, [rows[name] for name in step.inputs], axis)
+        inputs = [rows[name] for name in step.inputs if name in rows]
+        if len(inputs) < len(step.inputs):
+            _check_broadcast(step, axis)
+        if inputs and not isinstance(step.operation, Collapse):
+            rows[step.name] = _after(step, inputs, axis)
     return rows
+
+
+def _check_broadcast(step: Step, axis: int) -> None:
+    """Refuse what does not take a single sample that stands for the whole box."""
+    operation = step.operation
+    if isinstance(operation, Pointwise) and (operation.broadcasts or len(step.inputs) == 1):
+        return
+    if isinstance(operation, Window):  # a convolution of one sample, as in squeeze-and-excite
+        here = (operation.kernel, operation.stride, operation.before, operation.after)
+        if [values[axis] for values in here] == [1, 1, 0, 0]:
+            return
+    raise FootprintError(
+        f"Layer '{step.name}' takes one sample that stands for the whole box; only convolutions of one voxel, layers that work "
+        "sample for sample, addition and multiplication do."
+    )
 
 
 def _after(step: Step, inputs: list[Samples], axis: int) -> Samples:
@@ -100,7 +119,9 @@ def padded_offsets(traced: Trace, axis: int) -> dict[str, Fraction]:
     offsets = {traced.source: Fraction(0)}
     strides = {name: row.stride for name, row in samples_of(traced, axis).items()}
     for step in traced.steps:
-        operation, source = step.operation, step.inputs[0]
+        if step.name not in strides:
+            continue
+        operation, source = step.operation, next(name for name in step.inputs if name in strides)
         moved = Fraction(0)
         if isinstance(operation, Window):
             reach = operation.dilation[axis] * (operation.kernel[axis] - 1)
@@ -141,13 +162,17 @@ def crop_counts(name: str, operation: Crop, value: Samples, reference: Samples) 
 
 
 def dependency(traced: Trace, rows: dict[str, Samples], axis: int, voxel: int) -> tuple[int, int]:
-    """First and last input voxel that output sample ``voxel`` depends on, walking backwards; may lie outside the input."""
+    """First and last input voxel that output sample ``voxel`` depends on, walking backwards; may lie outside the input.
+
+    What it owes to statistics over the whole box does not count.
+    """
     needed: dict[str, tuple[int, int]] = {traced.result: (voxel, voxel)}
     for step in reversed(traced.steps):
         if step.name not in needed:
             continue
         first, last = needed[step.name]
         inputs = step.inputs[:1] if isinstance(step.operation, Crop) else step.inputs  # of the reference only the size matters
+        inputs = tuple(name for name in inputs if name in rows)
         for name in inputs:
             part = _source(step, rows, axis, first, last)
             known = needed.get(name, part)

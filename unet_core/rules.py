@@ -6,7 +6,7 @@ Nothing here knows of sizes, boxes or images. Adding an operation is one rule an
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,19 @@ from torch.nn import functional
 
 from unet_core.errors import FootprintError
 from unet_core.networks.layers import ExactMaxPool, Upsample, crop_like, trim
-from unet_core.operations import Crop, Expand, Interpolate, Operation, Pointwise, Step, Trace, Trim, Window
+from unet_core.operations import (
+    Collapse,
+    Crop,
+    Expand,
+    Interpolate,
+    Operation,
+    Pointwise,
+    Step,
+    Trace,
+    Trim,
+    Window,
+    depends_on_box,
+)
 
 Rule = Callable[[str, Any, int], Operation]
 
@@ -95,16 +107,45 @@ def _over_channels(name: str, module: Any, dims: int) -> Operation:
     axis = module.kwargs.get("dim", module.args[1] if len(module.args) > 1 else None) if is_call else module.dim
     if axis not in (1, -dims - 1):
         raise FootprintError(f"Layer '{name}' joins along axis {axis}, which would mix positions; use axis 1, the channels.")
-    return Pointwise()
+    return Pointwise(broadcasts=False)
 
 
-def _batch_norm(name: str, module: Any, dims: int) -> Operation:
-    if module.training or not module.track_running_stats:
+def _tracked_norm(name: str, module: Any, dims: int) -> Operation:
+    """Batch or instance normalisation: by running statistics, or, where none are tracked, by those of the box."""
+    if module.training:
         raise FootprintError(
-            f"Layer '{name}' normalises by the statistics of each batch, so its result would depend on the block; "
-            "call .eval() on a network that tracks running statistics."
+            f"Layer '{name}' normalises by the statistics of each batch while it is trained; call .eval() on the network first."
         )
-    return Pointwise()
+    return Pointwise(whole_box=not module.track_running_stats)
+
+
+def _group_norm(name: str, module: Any, dims: int) -> Operation:
+    return Pointwise(whole_box=True)
+
+
+def _global_pooling(name: str, module: Any, dims: int) -> Operation:
+    is_call = isinstance(module, torch.fx.Node)
+    size = module.kwargs.get("output_size", module.args[1] if len(module.args) > 1 else None) if is_call else module.output_size
+    if set(_per_axis(size, dims)) != {1}:
+        raise FootprintError(
+            f"Layer '{name}' pools to {size} samples, whose windows depend on the size of the box; only pooling to 1 has a rule."
+        )
+    return Collapse()
+
+
+def _mean(name: str, node: Any, dims: int) -> Operation:
+    """The mean over all spatial axes is global pooling, over the channels it is sample for sample."""
+    axes = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+    over = {axis % (dims + 2) for axis in ((axes,) if isinstance(axes, int) else axes or ())}
+    if keeps and over == {1}:
+        return Pointwise()
+    if keeps and over == set(range(2, dims + 2)):
+        return Collapse()
+    raise FootprintError(
+        f"Layer '{name}' takes the mean over axes {axes} with keepdim={keeps}; only over axis 1, or over all spatial axes, with "
+        "keepdim=True has it a rule."
+    )
 
 
 RULES: dict[Any, Rule] = {
@@ -117,8 +158,19 @@ RULES: dict[Any, Rule] = {
     nn.MaxPool3d: _pooling,
     nn.AvgPool2d: _pooling,
     nn.AvgPool3d: _pooling,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
+    nn.BatchNorm2d: _tracked_norm,
+    nn.BatchNorm3d: _tracked_norm,
+    nn.InstanceNorm2d: _tracked_norm,
+    nn.InstanceNorm3d: _tracked_norm,
+    nn.GroupNorm: _group_norm,
+    nn.AdaptiveAvgPool2d: _global_pooling,
+    nn.AdaptiveAvgPool3d: _global_pooling,
+    nn.AdaptiveMaxPool2d: _global_pooling,
+    nn.AdaptiveMaxPool3d: _global_pooling,
+    functional.adaptive_avg_pool2d: _global_pooling,
+    functional.adaptive_avg_pool3d: _global_pooling,
+    torch.mean: _mean,
+    "mean": _mean,  # the method of a tensor
     nn.ReLU: _pointwise,
     nn.LeakyReLU: _pointwise,
     nn.ELU: _pointwise,
@@ -154,19 +206,21 @@ class _Tracer(torch.fx.Tracer):
         return type(module) in RULES or super().is_leaf_module(module, qualified_name)
 
 
-def trace(network: nn.Module) -> Trace:
+def trace(network: nn.Module, approximate: bool = False) -> Trace:
     """The operations of a network, each looked up in ``RULES``.
 
     Args:
         network: in evaluation mode, with one input and one output.
+        approximate: allow layers whose result depends on the whole box, and list them in ``Trace.whole_box``.
 
     Raises:
-        FootprintError: naming the first layer that has no rule, or whose result depends on the whole box.
+        FootprintError: naming the first layer that has no rule, or, unless ``approximate``, depends on the whole box.
     """
     dims = _spatial_dims(network)
     tracer = _Tracer()
     graph = tracer.trace(network)
     steps: list[Step] = []
+    whole_box: list[str] = []
     source = result = ""
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -179,11 +233,27 @@ def trace(network: nn.Module) -> Trace:
             result = node.args[0].name
         else:
             inputs = tuple(parent.name for parent in node.all_input_nodes)
-            steps.append(Step(node.name, inputs, _operation(network, node, dims)))
-    return Trace(dims, source, tuple(steps), result, torch.fx.GraphModule(network, graph))
+            layer, operation = _operation(network, node, dims)
+            steps.append(Step(node.name, inputs, operation))
+            if depends_on_box(operation):
+                whole_box.append(layer)
+    whole_box = list(dict.fromkeys(whole_box))
+    if whole_box and not approximate:
+        raise FootprintError(refusal(whole_box))
+    return Trace(dims, source, tuple(steps), result, torch.fx.GraphModule(network, graph), tuple(whole_box))
 
 
-def _operation(network: nn.Module, node: torch.fx.Node, dims: int) -> Operation:
+def refusal(whole_box: Sequence[str]) -> str:
+    """Why a network with such layers is not run, and what to do."""
+    more = f" (and {len(whole_box) - 1} more)" if len(whole_box) > 1 else ""
+    return (
+        f"Layer {whole_box[0]}{more} looks at the whole box, so the result would depend on how the image is cut; use a network that "
+        "normalises by running statistics, or --approximate, which runs it in tiles of fixed position."
+    )
+
+
+def _operation(network: nn.Module, node: torch.fx.Node, dims: int) -> tuple[str, Operation]:
+    """A layer as "'name' (type)", and what it does."""
     if node.op == "call_module":
         module: Any = network.get_submodule(str(node.target))
         key: Any = type(module)
@@ -193,9 +263,9 @@ def _operation(network: nn.Module, node: torch.fx.Node, dims: int) -> Operation:
     if key not in RULES:
         raise FootprintError(
             f"Layer '{name}' ({label}) has no rule, so the result might depend on how the image is cut; "
-            "layers that look at the whole box (InstanceNorm, GroupNorm, global pooling) never have one."
+            "write it with layers that have one, or add its rule to unet_core/rules.py."
         )
-    return RULES[key](name, module, dims)
+    return f"'{name}' ({label})", RULES[key](name, module, dims)
 
 
 def _spatial_dims(network: nn.Module) -> int:

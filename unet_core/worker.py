@@ -16,13 +16,14 @@ import unet_core
 from unet_core import inputs, ledger, output
 from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
 from unet_core.footprint import Footprint
-from unet_core.geometry import Box
+from unet_core.geometry import Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.plan import Plan, Stage
 from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
 from unet_core.resume import is_wanted
 from unet_core.store import Store, open_store
+from unet_core.tiles import tiles_of
 from unet_core.volumes import read_reflected
 
 
@@ -82,6 +83,9 @@ def segment_block(worker: Worker, index: int) -> Record:
     plan, grid = worker.plan, worker.plan.stages[0].grid
     clock = _Clock()
     write = grid.block(index)
+    if plan.tile_shape is not None:
+        values, absent = _in_tiles(worker, write, plan.tile_shape, clock)
+        return _commit(worker, plan.stages[0], index, values, clock, absent)
     # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
     # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
     read = worker.footprint.read_box(write)
@@ -92,6 +96,35 @@ def segment_block(worker: Worker, index: int) -> Record:
     values = _readout(plan, logits)
     clock.stop("predict")
     return _commit(worker, plan.stages[0], index, values, clock, worker.source.missing_chunks(read))
+
+
+def _in_tiles(worker: Worker, write: Box, tile_shape: Shape, clock: _Clock) -> tuple[list[NDArray[Any]], tuple[str, ...]]:
+    """What each image of the plan stores of a block, tile by tile; and the absent chunks that were read as background.
+
+    Every tile is read and predicted whole, also where it hangs over the end of the image, and its logits are turned into values
+    by themselves: so that they depend on its position alone, to the last bit.
+    """
+    plan = worker.plan
+    values: list[NDArray[Any]] = [
+        np.empty((*((image.channels,) if image.channels else ()), *write.shape), dtype=image.dtype) for image in plan.images
+    ]
+    absent: dict[str, None] = {}
+    for tile in tiles_of(write, tile_shape):
+        read = worker.footprint.read_box(tile)
+        image = read_reflected(worker.source, read)
+        clock.stop("read")
+        kept = tile.intersect(write)
+        try:
+            logits = worker.predictor.logits(plan.model.normalisation.apply(image))
+        except BlockError as error:
+            raise BlockError(f"tile {tile}: {error}") from error
+        parts = _readout(plan, crop_to(logits, kept.shape, worker.footprint.skip))
+        place: tuple[Any, ...] = kept.shift(tuple(-first for first in write.start)).slices()
+        for whole, part in zip(values, parts, strict=True):
+            whole[(Ellipsis, *place)] = part
+        clock.stop("predict")
+        absent |= dict.fromkeys(worker.source.missing_chunks(read))
+    return values, tuple(absent)
 
 
 def _readout(plan: Plan, logits: torch.Tensor) -> list[NDArray[Any]]:
@@ -192,5 +225,5 @@ class _Clock:
 
     def stop(self, phase: str) -> None:
         now = time.perf_counter()
-        self.seconds[phase] = round(now - self._last, 6)
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 6)
         self._last = now

@@ -232,7 +232,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (nn.InstanceNorm2d(2), r"'layers.1' \(InstanceNorm2d\)"),
+        (nn.InstanceNorm2d(2), r"'layers.1' \(InstanceNorm2d\) looks at the whole box.*running statistics, or --approximate"),
         (nn.GroupNorm(1, 2), r"'layers.1' \(GroupNorm\)"),
         (nn.AdaptiveAvgPool2d(1), r"'layers.1' \(AdaptiveAvgPool2d\)"),
         (nn.MaxPool2d(2, ceil_mode=True), "'layers.1' pools in ceil mode"),
@@ -242,7 +242,9 @@ class Wrapped(nn.Module):
         (nn.Upsample(scale_factor=2, mode="bicubic"), "use linear"),
         (nn.Softmax(dim=2), "along axis 2"),
         (nn.Conv2d(2, 2, 3, stride=2), "one sample every 2"),
-        (nn.BatchNorm2d(2, track_running_stats=False), "statistics of each batch"),
+        (nn.BatchNorm2d(2, track_running_stats=False), r"'layers.1' \(BatchNorm2d\) looks at the whole box"),
+        (nn.Bilinear(2, 2, 2), r"'layers.1' \(Bilinear\) has no rule"),
+        (nn.AdaptiveAvgPool2d(3), "pools to 3 samples"),
     ],
     ids=str,
 )

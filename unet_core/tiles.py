@@ -1,0 +1,121 @@
+"""Tiles: the boxes in which a network runs whose result depends on the whole box. Knows no images and runs nothing.
+
+    |<-- tile -->|<-- tile -->|<-- tile -->|<-- tile -->|     from the image's origin, the last one beyond its end
+    |<------- block --------->|<------- block ----|           whole tiles, so that nothing is computed twice
+
+A tile is read with the network's margin and always whole, so that what it gives depends on its position alone: not on blocks,
+regions of interest or workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from unet_core.errors import GridError, JobError, MemoryBudgetError
+from unet_core.footprint import Footprint
+from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.memory import peak_bytes
+from unet_core.operations import Trace
+from unet_core.plan import check_block_shape, fit_block_shape
+
+TILE_SIZES = {2: (512, 384, 256, 128), 3: (64, 48, 32)}  # tried in this order until one fits the memory
+_GIB = 1 << 30
+
+
+def tiles_of(block: Box, tile_shape: Shape) -> Iterator[Box]:
+    """The tiles that meet ``block``, each whole, in C order."""
+    cover = block.scale_down(tile_shape)
+    for box in BlockGrid(cover.shape, (1,) * cover.ndim).blocks():
+        yield box.shift(cover.start).scale_up(tile_shape)
+
+
+def choose_tile_shape(
+    stated: Shape | None,
+    traced: Trace,
+    geometry: Footprint,
+    image_shape: Shape,
+    channels: int,
+    element_bytes: int,
+    voxel_bytes: int,
+    allowed_bytes: int,
+) -> tuple[Shape, int]:
+    """The tile shape asked for, or the largest usual one that fits the memory, cut down to the image in whole strides.
+
+    Args:
+        stated: what the user asked, None for the usual ones.
+        traced: the network.
+        geometry: its footprint.
+        image_shape: in voxels.
+        channels: of the image.
+        element_bytes: of one number of the network's arithmetic.
+        voxel_bytes: of a finished tile, for each voxel.
+        allowed_bytes: that one forward pass and the finished tile may need.
+
+    Returns:
+        The shape, and the bytes that one forward pass needs.
+
+    Raises:
+        GridError: if the one asked for is not a multiple of the network's stride.
+        MemoryBudgetError: if none fits, with both numbers.
+    """
+    stride = geometry.stride
+    if stated is not None:
+        check_block_shape(stated, stride, "Tile")
+        candidates = [stated]
+    else:
+        candidates = [tuple(-(-size // step) * step for step in stride) for size in TILE_SIZES[geometry.dims]]
+    for candidate in candidates:
+        tile = fit_block_shape(candidate, image_shape, stride)
+        read = geometry.read_box(Box.from_shape(tile)).shape
+        needed = peak_bytes(traced, (channels, *read), element_bytes)
+        if needed + Box.from_shape(tile).voxel_count * voxel_bytes <= allowed_bytes:
+            return tile, needed
+    raise MemoryBudgetError(
+        f"A tile of {tile} voxels (reading {read}) needs {needed / _GIB:.1f} GiB, the worker may use {allowed_bytes / _GIB:.1f} GiB; "
+        "use a smaller --tile-shape, or allow more with --memory-gib."
+    )
+
+
+def choose_block_shape(
+    stated: Shape | None, usual: tuple[int, ...], tile_shape: Shape, image_shape: Shape, voxel_bytes: int, allowed_bytes: int
+) -> tuple[Shape, int]:
+    """The block shape asked for, or the largest usual one that fits the memory, in whole tiles.
+
+    Args:
+        stated: what the user asked, None for the usual ones.
+        usual: sizes to try, in this order; a single tile is tried last.
+        tile_shape: in voxels.
+        image_shape: in voxels.
+        voxel_bytes: of a finished block, for each voxel.
+        allowed_bytes: that a finished block may need.
+
+    Returns:
+        The shape, and the bytes that a finished block needs.
+
+    Raises:
+        GridError: if the one asked for is no whole number of tiles, with the nearest that is.
+        MemoryBudgetError: if none fits, with both numbers.
+    """
+    if stated is not None:
+        _check_whole_tiles(stated, tile_shape)
+        candidates = [stated]
+    else:
+        candidates = [tuple(max(1, size // step) * step for step in tile_shape) for size in usual] + [tile_shape]
+    for candidate in candidates:
+        block = fit_block_shape(candidate, image_shape, tile_shape)
+        needed = Box.from_shape(block).voxel_count * voxel_bytes
+        if needed <= allowed_bytes:
+            return block, needed
+    raise MemoryBudgetError(
+        f"A finished block of {block} voxels needs {needed / _GIB:.1f} GiB, beside its tiles of {tile_shape} the worker may use "
+        f"{allowed_bytes / _GIB:.1f} GiB; use a smaller --block-shape or --tile-shape, or allow more with --memory-gib."
+    )
+
+
+def _check_whole_tiles(block_shape: Shape, tile_shape: Shape) -> None:
+    try:
+        check_block_shape(block_shape, tile_shape, "Block", "the tile of")
+    except GridError as error:
+        raise JobError(
+            f"{error} Tiles do not follow the blocks, so that the result does not either; --tile-shape changes them."
+        ) from None
