@@ -100,8 +100,18 @@ def _print_summary(summary: dict[str, Any]) -> None:
         print(f"  {name}: {count:,} voxels{size}")
     for text in summary["warnings"]:
         print(f"  note: {text}")
+    _print_seams(summary["seams"])
     for text in summary["failures"][:10]:
         print(f"  failed: {text}")
+
+
+def _print_seams(seams: dict[str, Any]) -> None:
+    if not seams:
+        return
+    from unet_core.seams import Seam
+
+    for axis, score in seams.items():
+        print(f"  seams: {Seam(**score).sentence(axis)}")
 
 
 @app.command
@@ -135,6 +145,21 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
         print(f"  {name}: {done} of {wanted} units")
     if json:
         print_json(asdict(found))
+    return 0
+
+
+@app.command
+def seams(output: str, *, json: Flag = False, debug: Flag = False) -> int:
+    """Tell how much a result jumps at the faces of its tiles or blocks, compared with planes elsewhere."""
+    from dataclasses import asdict
+
+    from unet_core.seams import measure_seams
+
+    found = {axis: asdict(score) for axis, score in measure_seams(output).items()}
+    print(output if found else f"{output} has no faces inside what was computed: it is one tile or block")
+    _print_seams(found)
+    if json:
+        print_json(found)
     return 0
 
 

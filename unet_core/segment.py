@@ -20,6 +20,7 @@ from unet_core.plan import Plan, Stage, canonical_json
 from unet_core.planning import Planned, resolve
 from unet_core.result import Result, Status, open_result, read_status
 from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
+from unet_core.seams import Seam, measure_seams
 from unet_core.store import Store, open_store
 from unet_core.worker import run_unit
 
@@ -57,6 +58,7 @@ class RunSummary:
         failures: one sentence for each failed unit.
         warnings: what the user should know about the result.
         hardware: classes that computed it.
+        seams: score by axis, of complete results that are not exact.
     """
 
     status: str
@@ -72,6 +74,7 @@ class RunSummary:
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)
+    seams: dict[str, Seam] = field(default_factory=dict)
 
     @property
     def voxels_per_second(self) -> float:
@@ -173,6 +176,7 @@ def finish(
         failures=failures,
         warnings=[*planned.warnings, *_mixed(segmented)],
         hardware=sorted({record.hardware for record in segmented}),
+        seams=measure_seams(output_url) if plan.exact is not True and not failures else {},
     )
 
 

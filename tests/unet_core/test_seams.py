@@ -1,0 +1,160 @@
+"""The seam score: 1 where there is no seam, above 1 where tiles are off by half a percent or labels shifted by a voxel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tests.flows.test_cli import call
+from tests.unet_core.test_approximate import probabilities
+from unet_core.geometry import Box
+from unet_core.job import make_job
+from unet_core.networks import NETWORKS
+from unet_core.seams import FACETS, Seam, measure_seams, seam_scores
+from unet_core.segment import run
+
+Maker = Callable[..., Path]
+CASES = [((515, 733), (64, 48)), ((60, 131, 150), (16, 32, 24))]
+
+
+def field(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Smooth probabilities that change by up to several percent a voxel."""
+    smooth = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 6, mode="wrap")
+    return (1 / (1 + np.exp(-2 * smooth / smooth.std()))).astype(np.float32)
+
+
+def by_tile(shape: tuple[int, ...], tile: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """A number from -1 to 1 for each tile, constant inside it."""
+    values = np.random.default_rng(seed).uniform(-1, 1, [-(-size // step) for size, step in zip(shape, tile, strict=True)])
+    for axis, (size, step) in enumerate(zip(shape, tile, strict=True)):
+        values = np.repeat(values, step, axis=axis).take(range(size), axis=axis)
+    return values.astype(np.float32)
+
+
+def score(values: NDArray[Any], tile: tuple[int, ...], **more: Any) -> dict[str, Seam]:
+    axes = "zyx"[-values.ndim :]
+    return seam_scores(
+        lambda box: values[(None, *box.slices())], Box.from_shape(values.shape), axes, tile, (4,) * values.ndim, **more
+    )
+
+
+@pytest.mark.parametrize(("shape", "tile"), CASES, ids=["2d", "3d"])
+def test_half_a_percent_of_bias_is_seen_and_none_is_not(shape: tuple[int, ...], tile: tuple[int, ...]) -> None:
+    clean = [score(field(shape, seed), tile) for seed in range(3)]
+    assert set(clean[0]) == set("zyx"[-len(shape) :])
+    contains = [seam.low <= 1 <= seam.high for found in clean for seam in found.values() if seam.low and seam.high]
+    assert np.mean(contains) >= 0.75, clean  # 95 % of them, in the long run
+    for seed in range(3):
+        biased = score(field(shape, seed) + 0.005 * by_tile(shape, tile, seed), tile)
+        assert all(seam.low is not None and seam.low > 1.2 for seam in biased.values()), biased
+        assert "seams show" in biased["x"].sentence("x")
+    assert score(field(shape, 0), tile) == clean[0]
+
+
+@pytest.mark.parametrize(("shape", "tile"), CASES, ids=["2d", "3d"])
+def test_labels_that_are_shifted_tile_by_tile_are_seen(shape: tuple[int, ...], tile: tuple[int, ...]) -> None:
+    smooth = field(shape, 1)
+    labels = (smooth > 0.5).astype(np.uint8)
+    assert all(seam.low is not None and seam.low < 1.1 for seam in score(labels, tile, labels=True).values())
+    odd = by_tile(shape, tile, 2) > 0
+    shifted = np.where(odd, np.roll(labels, 3, axis=tuple(range(len(shape)))), labels)
+    found = score(shifted, tile, labels=True)
+    assert all(seam.low is not None and seam.low > 1 for seam in found.values()), found
+
+
+def test_face_and_elsewhere_are_what_a_plain_loop_gives() -> None:
+    values = np.random.default_rng(0).random((37, 22))
+    found = seam_scores(lambda box: values[(None, *box.slices())], Box.from_shape((37, 22)), "yx", (8, 30), (2, 2))
+    assert set(found) == {"y"}  # there is no face across x
+    steps = np.diff(values, axis=0)
+
+    def jump(plane: int) -> float:
+        return float(np.abs(steps[plane - 1] - (steps[plane - 2] + steps[plane]) / 2).mean())
+
+    faces = (8, 16, 24, 32)
+    beside = [np.mean([jump(face + offset) for offset in (-4, -2, 2, 4) if face + offset <= 35]) for face in faces]
+    np.testing.assert_allclose(found["y"].face, np.mean([jump(face) for face in faces]))
+    np.testing.assert_allclose(found["y"].elsewhere, np.mean(beside))
+    assert found["y"].facets == 4
+    assert found["y"].low is None
+    assert "too few to tell" in found["y"].sentence("y")
+
+
+def test_boxes_are_few_small_and_all_over_a_huge_image() -> None:
+    shape, read = (10**6, 10**6), []
+
+    def look(box: Box) -> NDArray[np.floating]:
+        read.append(box)
+        return np.zeros((1, *box.shape), np.float32)
+
+    found = seam_scores(look, Box.from_shape(shape), "yx", (512, 512), (16, 16))
+    assert len(read) <= 2 * FACETS
+    assert max(box.voxel_count for box in read) <= 128 * 68
+    starts = np.array([box.start for box in read[: len(read) // 2]]) / 10**6
+    assert np.histogram2d(*starts.T, bins=4, range=[[0, 1]] * 2)[0].min() > 0
+    assert found["y"] == Seam(0.0, 0.0, 1.0, 1.0, 1.0, FACETS)
+
+
+def test_numbers_stay_finite_where_only_faces_differ() -> None:
+    tiles = (np.indices((64, 64)) // 8).sum(0) % 2
+    found = score(tiles.astype(np.uint8), (8, 8), labels=True)
+    assert (found["y"].ratio, found["y"].low, found["y"].high) == (None, None, None)
+    assert "seams show" in found["y"].sentence("y")
+    json.dumps(found["y"].__dict__, allow_nan=False)
+
+
+def test_an_exact_run_has_no_seam_and_an_approximate_one_reports_its_own(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(NETWORKS, "whole_box", "tests.unet_core.test_approximate:WholeBox")
+    image, exact, tiled = make_image((300, 270)), tmp_path / "exact", tmp_path / "tiled"
+    base = {"image": str(image), "block_shape": (48, 48), "probabilities": "float32"}
+    network = make_model(network="whole_box", norm="none")
+    assert run(make_job(**base, output=str(exact), model=str(network))).seams == {}
+    code, out, _ = call(monkeypatch, capsys, "seams", exact, "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert all(score["low"] <= 1 <= score["high"] for score in found.values()), found
+    assert "no seam is seen" in out
+    summary = run(
+        make_job(
+            **base,
+            output=str(tiled),
+            model=str(make_model(network="whole_box", norm="instance")),
+            approximate=True,
+            tile_shape=(24, 24),
+        )
+    )
+    assert set(summary.seams) == {"y", "x"}
+    assert all(seam.low is not None and seam.low > 1 for seam in summary.seams.values()), summary.seams
+    assert summary.seams == measure_seams(str(tiled))
+    json.dumps(summary.as_json(), allow_nan=False)
+    common = ("segment", image, tiled, "--approximate", "--tile-shape", "24,24", "--block-shape", "48,48", "--cluster", "serial")
+    model = json.loads((tiled / ".unet" / "request.json").read_text())["model"]
+    code, out, _ = call(monkeypatch, capsys, *common, "--model", model, "--probabilities", "float32")
+    assert code == 0
+    assert "seams: across y, the result jumps at faces" in out
+
+
+def test_faces_of_a_region_are_those_inside_it(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"image": str(make_image((150, 130))), "model": str(make_model(levels=2)), "block_shape": (24, 24)}
+    base |= {"probabilities": "float32"}
+    run(make_job(**base, output=str(tmp_path / "part"), roi=("30:60,50:110", "80:90,40:50")))
+    found = measure_seams(str(tmp_path / "part"))
+    stored = probabilities(tmp_path / "part")
+    whole = tmp_path / "whole"
+    run(make_job(**base, output=str(whole)))
+    assert (stored[:, 24:72, 48:120] == probabilities(whole)[:, 24:72, 48:120]).all()
+    # At the faces of what was not computed it falls to 0, which would be a jump a hundred times that of any other plane.
+    assert all(seam.face < 3 * seam.elsewhere for seam in found.values()), found
+    run(make_job(**base, output=str(tmp_path / "one"), roi=("0:1,0:1",)))
+    assert measure_seams(str(tmp_path / "one")) == {}
