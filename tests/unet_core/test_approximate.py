@@ -19,8 +19,10 @@ from flows.run import segment_on_cluster
 from tests.conftest import random_network, textured
 from tests.flows.test_cli import call
 from tests.unet_core.test_segment import digest
+from unet_core import worker
 from unet_core.errors import FootprintError, GridError, JobError, ResumeError
 from unet_core.footprint import footprint
+from unet_core.geometry import Box
 from unet_core.job import make_job
 from unet_core.model_package import load_model
 from unet_core.networks import NETWORKS
@@ -29,6 +31,7 @@ from unet_core.plan import Plan
 from unet_core.planning import resolve
 from unet_core.rules import trace
 from unet_core.segment import plan_run, run
+from unet_core.tiles import tiles_of
 
 Maker = Callable[..., Path]
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -140,6 +143,31 @@ def test_tiles_give_what_a_plain_loop_over_them_gives_for_any_blocks(
         labels = np.asarray(zarr.open_array(tmp_path / f"out-{number}" / "labels" / "classes" / "0", mode="r")[...])
         np.testing.assert_array_equal(labels, stored[-1].argmax(0))
     assert all(values.tobytes() == stored[0].tobytes() for values in stored)
+
+
+@pytest.mark.parametrize("mutant", ["cut off", "from the block"])
+def test_tiles_that_follow_the_image_or_the_blocks_are_seen(
+    mutant: str, make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison above can fail: a tile cut off at the image's end, or one as large as its block, gives other values."""
+    wrong = {
+        "cut off": lambda block, tile: [part.intersect(Box.from_shape((75, 93))) for part in tiles_of(block, tile)],
+        "from the block": lambda block, tile: [Box.from_shape((48, 64), block.start)],
+    }
+    monkeypatch.setattr(worker, "tiles_of", wrong[mutant])
+    model, image = make_model(network="whole_box", norm="instance"), make_image((75, 93))
+    job = make_job(
+        image=str(image),
+        output=str(tmp_path / "out"),
+        model=str(model),
+        block_shape=(48, 64),
+        tile_shape=(24, 32),
+        approximate=True,
+        probabilities="float32",
+    )
+    run(job)
+    expected = tile_by_tile(load_model(model).network, textured((75, 93)), (24, 32))
+    assert np.abs(probabilities(tmp_path / "out") - expected).max() > 1e-3
 
 
 def test_a_region_gives_the_bytes_of_the_whole(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
