@@ -1,0 +1,1 @@
+"""Models that were made elsewhere: read, checked, and turned into model packages."""
