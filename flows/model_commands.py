@@ -82,7 +82,7 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
     largest = (BLOCK_SIZES[package.dims][0],) * package.dims
     block = fit_block_shape(largest, largest, geometry.stride)
     read = geometry.read_box(Box.from_shape(block)).shape
-    mflop = operations(trace(package.network, approximate=True), (len(description.input_channels), *read)) / 1e6 / prod(block)
+    gflop = operations(trace(package.network, approximate=True), (len(description.input_channels), *read)) / 1e9 / prod(block)
     facts = {
         "name": description.name,
         "folder": package.url,
@@ -94,7 +94,7 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
         "phase": geometry.phase,
         "receptive field": tuple(a + b + 1 for a, b in zip(*geometry.support, strict=True)),
         "legal sizes": ", ".join(f"{size} + n x {step}" for size, step in zip(smallest, geometry.stride, strict=True)),
-        "cost": f"{mflop:.3g} MFLOP a voxel in blocks of {block}, which read {prod(read) / prod(block):.2f} x what they write",
+        "cost": f"{gflop:.3g} GFLOP per output voxel in blocks of {block}, which read {prod(read) / prod(block):.2f} x what they write",
         "input channels": description.input_channels,
         "voxel size": description.voxel_size_um,
         "normalisation": description.normalisation.model_dump(mode="json"),
