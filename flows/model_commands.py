@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from flows.options import Flag
+from flows.options import Flag, Whole, WholeOrNone
 from flows.printing import print_json
 
 if TYPE_CHECKING:
@@ -59,14 +60,25 @@ def networks(*, json: Flag = False, debug: Flag = False) -> int:
 
 
 def _exactness(package: ModelPackage) -> str:
+    from unet_core.foreign.opaque_network import OpaqueNetwork
+
+    if isinstance(package.network, OpaqueNetwork):
+        return f"unproven: {package.network.why_unproven}"
     if package.whole_box:
         return f"no: layers {', '.join(package.whole_box)} look at the whole box; runs with --approximate"
     return "yes, padded: blocks read until padding shows no more" if package.footprint.is_padded else "yes, unpadded"
 
 
 @model_app.command
-def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
-    """Show a model's network, margin, legal sizes, cost, classes and where it comes from."""
+def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Flag = False) -> int:
+    """Show a model's network, margin, legal sizes, cost, classes and where it comes from.
+
+    Args:
+        model: Folder of a model package, or the name of a bundled model.
+        trust_model: Load TorchScript, which can carry code: only if you know where it comes from.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
     from math import prod
 
     from unet_core.cost import operations
@@ -74,15 +86,14 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
     from unet_core.model_package import load_model
     from unet_core.plan import fit_block_shape
     from unet_core.planning import BLOCK_SIZES
-    from unet_core.rules import trace
 
-    package = load_model(model)
+    package = load_model(model, trust_model)
     description, geometry = package.description, package.footprint
     smallest = geometry.legal_shape((1,) * package.dims)
     largest = (BLOCK_SIZES[package.dims][0],) * package.dims
     block = fit_block_shape(largest, largest, geometry.stride)
     read = geometry.read_box(Box.from_shape(block)).shape
-    gflop = operations(trace(package.network, approximate=True), (len(description.input_channels), *read)) / 1e9 / prod(block)
+    gflop = operations(package.traced, (len(description.input_channels), *read)) / 1e9 / prod(block)
     facts = {
         "name": description.name,
         "folder": package.url,
@@ -107,4 +118,70 @@ def info(model: str, *, json: Flag = False, debug: Flag = False) -> int:
         print(f"{name:>16}  {value}")
     if json:
         print_json(facts)
+    return 0
+
+
+@model_app.command
+def import_torchscript(
+    file: Path,
+    out: Path,
+    *,
+    dims: Whole,
+    channels: Whole,
+    classes: str,
+    output_kind: Literal["classes", "regions"],
+    probabilities: Flag = False,
+    normalisation: Literal["none", "image"] = "none",
+    margin: WholeOrNone = None,
+    stride: WholeOrNone = None,
+    trusted: Annotated[Flag, Parameter(name=("--trusted", "--trust-model"))] = False,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Make a model package of a TorchScript file; its margin is measured by running it, or stated.
+
+    Args:
+        file: As torch.jit.save writes it: (1, channels, (z,) y, x) in, (1, classes, (z,) y, x) out.
+        out: Where the model package goes.
+        dims: 2 or 3.
+        channels: Of the image.
+        classes: Names of the output's channels, with commas; for the kind `classes` the background first.
+        output_kind: classes (one a voxel, soft-max) or regions (may overlap, sigmoid).
+        probabilities: The output has been through soft-max or sigmoid already.
+        normalisation: none, or image: its percentiles 1 and 99.8 become 0 and 1. Others are written into model.json by hand.
+        margin: Voxels that the network looks at on both sides; measured unless told.
+        stride: Product of the network's poolings; goes with --margin.
+        trusted: TorchScript can carry code; say so only if you know where the file comes from.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from colorsys import hsv_to_rgb
+
+    from unet_core.errors import JobError
+    from unet_core.foreign.opaque import package_torchscript
+    from unet_core.model_description import MAX_CHANNELS, TORCHSCRIPT, make_description
+
+    if dims not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
+        raise JobError(f"--dims is {dims}, --channels {channels}; a network has 2 or 3 axes and at least one channel.")
+    names = [name.strip() for name in classes.split(",")]
+    first = 0 if output_kind == "classes" else 1
+    labels = []
+    for value, name in enumerate(names, first):
+        color = hsv_to_rgb(0.618 * value % 1, 0.9, 1.0 if value else 0.0)  # golden ratio: hues that lie apart
+        labels.append({"value": value, "name": name, "color": "#" + "".join(f"{round(255 * part):02x}" for part in color)})
+    description = make_description(
+        name=file.stem,
+        network={"name": TORCHSCRIPT},
+        heads=[{"name": output_kind, "kind": output_kind, "channels": list(range(len(names)))}],
+        classes=labels,
+        input_channels=[f"channel {number}" for number in range(channels)],
+        normalisation={"kind": normalisation},
+        provenance={"imported from": file.name},
+    )
+    geometry = package_torchscript(
+        file, out, description, dims=dims, probabilities=probabilities, margin=margin, stride=stride, trusted=trusted
+    )
+    print(f"model written to {out}; margin {geometry.before} before, {geometry.after} after, stride {geometry.stride}")
+    if json:
+        print_json({"model": str(out), "before": geometry.before, "after": geometry.after, "stride": geometry.stride})
     return 0

@@ -33,6 +33,8 @@ class RunOptions:
 
     model: str
     """Folder of a model package, or the name of a bundled model (see `unet models`)."""
+    trust_model: Flag = False
+    """Load TorchScript, which can carry code: only if you know where the model comes from."""
     level: WholeOrNone = None
     """Resolution of a pyramid; chosen by voxel size unless told."""
     series: WholeOrNone = None
@@ -86,7 +88,20 @@ class RunOptions:
         """
         from unet_core.job import make_job
 
-        plain = ("model", "level", "series", "time", "roi", "device", "precision", "threads", "probabilities", "ngff", "missing")
+        plain = (
+            "model",
+            "trust_model",
+            "level",
+            "series",
+            "time",
+            "roi",
+            "device",
+            "precision",
+            "threads",
+            "probabilities",
+            "ngff",
+            "missing",
+        )
         return make_job(
             image=image,
             output=output,

@@ -1,4 +1,4 @@
-"""What a forward pass computes, from the traced network alone. Runs nothing: tensors have shapes, no values."""
+"""What a forward pass computes, from the network alone. Runs nothing: tensors have shapes, no values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.operations import Trace
 
@@ -21,13 +22,15 @@ def on_meta(traced: Trace, input_shape: Shape) -> torch.fx.GraphModule:
     return network
 
 
-def operations(traced: Trace, input_shape: Shape) -> int:
+def operations(traced: Trace | OpaqueNetwork, input_shape: Shape) -> int:
     """Floating-point operations of the convolutions of one forward pass, two for each multiplication and addition.
 
     Args:
         traced: network.
         input_shape: (C, *spatial), legal.
     """
+    if isinstance(traced, OpaqueNetwork):
+        return traced.observe(input_shape).operations
     network = on_meta(traced, input_shape)
     total = 0
     for node in network.graph.nodes:

@@ -15,6 +15,7 @@ from unet_core.positions import Samples, dependency, padded_offsets, samples_of
 from unet_core.rules import trace
 
 _AXIS_NAMES = "zyx"
+_LARGEST = 1 << 16  # margins, strides and inputs that are stated; more is a typing error
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,47 @@ def footprint(network: nn.Module, approximate: bool = False) -> Footprint:
 def footprint_of(traced: Trace) -> Footprint:
     """The footprint of a traced network; see ``footprint``."""
     return Footprint(tuple(_along_axis(traced, axis) for axis in range(traced.dims)))
+
+
+def stated_footprint(before: Shape, after: Shape, stride: Shape, shrink: Shape, smallest: Shape, *, dims: int) -> Footprint:
+    """The footprint of a network that cannot be traced, from what was measured or stated about it; voxels, one number an axis.
+
+    Args:
+        before: voxels read before the first that is written.
+        after: voxels read after the last.
+        stride: starts of write boxes and steps of legal sizes.
+        shrink: how much shorter the output is than the input; its first sample lies at ``shrink // 2``.
+        smallest: the shortest legal input.
+
+    Raises:
+        FootprintError: if the numbers contradict each other.
+    """
+    if {len(numbers) for numbers in (before, after, stride, shrink, smallest)} != {dims}:
+        raise FootprintError(f"The network has {dims} axes; before, after, stride, shrink and smallest need one number for each.")
+    axes = []
+    for name, first, last, step, lost, least in zip(_AXIS_NAMES[-dims:], before, after, stride, shrink, smallest, strict=True):
+        offset = lost // 2
+        if not (0 <= lost < least <= _LARGEST and 1 <= step <= _LARGEST):
+            raise FootprintError(
+                f"Axis {name}: stride {step}, shortest input {least}, {lost} voxels shorter output; an output needs a voxel at least."
+            )
+        if not (offset <= first <= _LARGEST and lost - offset <= last <= _LARGEST):
+            raise FootprintError(f"Axis {name}: margin {first} before and {last} after, but the output is {lost} voxels shorter.")
+        if first != offset and first % step:
+            raise FootprintError(f"Axis {name}: a margin of {first} before is not a multiple of the stride {step}.")
+        axes.append(
+            _AxisFootprint(
+                before=first,
+                after=last,
+                skip=first - offset,
+                shrink=lost,
+                stride=step,
+                phase=None if lost else 0,
+                support=(first, last),
+                rows=frozenset({(Fraction(step), 1 - Fraction(least, step))}),
+            )
+        )
+    return Footprint(tuple(axes))
 
 
 def _along_axis(traced: Trace, axis: int) -> _AxisFootprint:

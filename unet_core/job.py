@@ -28,6 +28,9 @@ class SegmentationJob(BaseModel):
     image: str = Field(title="Image", description="Path or s3:// URL of a slide, TIFF, PNG, Zarr array or OME-Zarr image.")
     output: str = Field(title="Output", description="Where the OME-Zarr result goes; a new folder, or one to resume.")
     model: str = Field(title="Model", description="Folder or URL of a model package, or the name of a bundled model.")
+    trust_model: bool = Field(
+        False, title="Trust model", description="Load TorchScript, which can carry code: only if you know where it comes from."
+    )
     level: int | None = Field(None, ge=0, title="Level", description="Resolution of a pyramid to segment; 0 is the finest.")
     series: int | None = Field(None, ge=0, title="Series", description="Which image of a file that holds several.")
     time: int | None = Field(None, ge=0, title="Time point", description="Which time point of an image that has several.")

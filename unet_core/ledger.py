@@ -51,6 +51,7 @@ class Request(_Record):
         image: URL.
         model: URL.
         device: that workers use.
+        trust_model: the user's word, for the run that wrote this, that the code in a model may run.
         roi: boxes in voxels of the level, as ((start), (stop)); None for everything.
     """
 
@@ -59,6 +60,7 @@ class Request(_Record):
     image: str
     model: str
     device: str
+    trust_model: bool = False
     roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
 
     @property

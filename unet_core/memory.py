@@ -1,10 +1,11 @@
-"""How much memory one forward pass needs, from the traced network alone. Runs nothing: tensors have shapes, no values."""
+"""How much memory one forward pass needs, from the network alone. Runs nothing: tensors have shapes, no values."""
 
 from __future__ import annotations
 
 from math import prod
 
 from unet_core.cost import on_meta
+from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.operations import Trace
 
@@ -13,11 +14,14 @@ _OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
 
 
-def peak_bytes(traced: Trace, input_shape: Shape, element_bytes: int = 4) -> int:
+def peak_bytes(traced: Trace | OpaqueNetwork, input_shape: Shape, element_bytes: int = 4) -> int:
     """Bytes that are alive at once at the worst step of a forward pass on one input of ``input_shape`` (C, *spatial).
 
     A value lives from the step that makes it to the last that reads it, so skip connections wait for the decoder.
     """
+    if isinstance(traced, OpaqueNetwork):
+        parameters = sum(value.numel() for value in traced.parameters()) * element_bytes
+        return int(traced.observe(input_shape).live_bytes * element_bytes / 4 * _OVERHEAD) + parameters + _FIXED_BYTES
     network = on_meta(traced, input_shape)
     parameters = sum(value.numel() for value in network.parameters()) * element_bytes
     nodes = list(network.graph.nodes)

@@ -19,6 +19,8 @@ from unet_core.validation import first_problem, shorten
 SCHEMA = 1
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
+SCRIPT_FILE: Final = "network.pt"
+TORCHSCRIPT: Final = "torchscript"  # name of the network whose code lies in the file itself
 MAX_CHANNELS = 1 << 16
 _MAX_DESCRIPTION_BYTES = 1 << 20
 
@@ -33,7 +35,7 @@ class _Record(BaseModel):
 
 
 class NetworkSpec(_Record):
-    """Which network of ``NETWORKS``, with which arguments."""
+    """Which network of ``NETWORKS``, or ``torchscript``, with which arguments."""
 
     name: str
     arguments: dict[str, Any] = {}
@@ -91,9 +93,9 @@ class NoNormalisation(_Record):
 
 
 class WeightsFile(_Record):
-    """Identity of the stored tensors."""
+    """Identity of the stored tensors, or of the TorchScript."""
 
-    file: Literal["weights.safetensors"] = WEIGHTS_FILE
+    file: Literal["weights.safetensors", "network.pt"] = WEIGHTS_FILE
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=1)
 
@@ -127,6 +129,18 @@ class _ModelFile(ModelDescription):
     weights: WeightsFile
 
 
+def make_description(**fields: Any) -> ModelDescription:
+    """A description from plain values, with errors in one sentence.
+
+    Raises:
+        ModelPackageError: naming the field and its value.
+    """
+    try:
+        return ModelDescription(**fields)
+    except pydantic.ValidationError as error:
+        raise ModelPackageError(f"Model description {first_problem(error)}.") from None
+
+
 def read_description(url: str) -> tuple[ModelDescription, WeightsFile]:
     """What ``model.json`` of the package at ``url`` says, its classes in the order of the network's channels.
 
@@ -138,10 +152,30 @@ def read_description(url: str) -> tuple[ModelDescription, WeightsFile]:
         parsed = _ModelFile.model_validate(_read_json(url, where))
     except pydantic.ValidationError as error:
         raise ModelPackageError(f"{where}: {first_problem(error)}.") from error
-    _check_classes(parsed, url)
-    _check_normalisation(parsed, url)
+    if (parsed.network.name == TORCHSCRIPT) != (parsed.weights.file == SCRIPT_FILE):
+        raise ModelPackageError(
+            f"{where}: network '{shorten(parsed.network.name)}' is not stored as {parsed.weights.file}; '{TORCHSCRIPT}' is {SCRIPT_FILE}, "
+            f"all others are {WEIGHTS_FILE}."
+        )
+    check_description(parsed, url)
     description = ModelDescription(**{name: getattr(parsed, name) for name in ModelDescription.model_fields})
     return _in_channel_order(description), parsed.weights
+
+
+def write_description(url: str, description: ModelDescription, weights: WeightsFile) -> None:
+    """Write ``model.json``; the file that ``weights`` names lies in the package already."""
+    record = description.model_dump(mode="json") | {"schema": SCHEMA, "weights": weights.model_dump()}
+    open_store(url).put(DESCRIPTION_FILE, json.dumps(record, indent=1).encode())
+
+
+def check_description(description: ModelDescription, url: str) -> None:
+    """Refuse a description whose classes, heads, channels and normalisation do not fit each other.
+
+    Raises:
+        ModelPackageError: naming both.
+    """
+    _check_classes(description, url)
+    _check_normalisation(description, url)
 
 
 def _read_json(url: str, where: str) -> Any:

@@ -20,9 +20,10 @@ from torch import nn
 from unet_core import networks
 from unet_core.errors import ModelPackageError
 from unet_core.footprint import Footprint, footprint_of
+from unet_core.foreign.opaque_network import OpaqueNetwork, check_trusted, load_opaque
 from unet_core.model_description import (
     DESCRIPTION_FILE,
-    SCHEMA,
+    TORCHSCRIPT,
     WEIGHTS_FILE,
     FixedNormalisation,
     Head,
@@ -33,11 +34,13 @@ from unet_core.model_description import (
     NoNormalisation,
     WeightsFile,
     read_description,
+    write_description,
 )
+from unet_core.operations import Trace
 from unet_core.places import check_location
 from unet_core.rules import trace
 from unet_core.store import check_url, is_remote, local_path, open_store
-from unet_core.weights import fitted, read_weights
+from unet_core.weights import fitted, read_file, read_weights
 
 __all__ = [
     "FixedNormalisation",
@@ -81,6 +84,11 @@ class ModelPackage:
     def dims(self) -> int:
         return self.footprint.dims
 
+    @property
+    def traced(self) -> Trace | OpaqueNetwork:
+        """The steps of the network; of one that cannot be traced, itself."""
+        return self.network if isinstance(self.network, OpaqueNetwork) else trace(self.network, approximate=True)
+
 
 def save_model(path: str | Path, network: nn.Module, description: ModelDescription) -> str:
     """Write a model package; the sha256 of its weights.
@@ -96,14 +104,10 @@ def save_model(path: str | Path, network: nn.Module, description: ModelDescripti
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     state = fitted(state, _build_without_memory(description.network, str(path)), str(path))
     weights = safetensors.torch.save(state)
-    record = description.model_dump(mode="json") | {
-        "schema": SCHEMA,
-        "weights": WeightsFile(sha256=hashlib.sha256(weights).hexdigest(), size_bytes=len(weights)).model_dump(),
-    }
-    store = open_store(str(path))
-    store.put(WEIGHTS_FILE, weights)
-    store.put(DESCRIPTION_FILE, json.dumps(record, indent=1).encode())
-    return hashlib.sha256(weights).hexdigest()
+    sha256 = hashlib.sha256(weights).hexdigest()
+    open_store(str(path)).put(WEIGHTS_FILE, weights)
+    write_description(str(path), description, WeightsFile(sha256=sha256, size_bytes=len(weights)))
+    return sha256
 
 
 def bundled_models() -> dict[str, Path]:
@@ -141,24 +145,32 @@ def model_url(name_or_path: str) -> str:
     )
 
 
-def load_model(path: str | Path) -> ModelPackage:
+def load_model(path: str | Path, trusted: bool = False) -> ModelPackage:
     """Read a model package, checking hash, names, shapes, types and values of every tensor.
 
     Args:
         path: folder, ``s3://`` URL, or name of a bundled model.
+        trusted: the user's word, given for this run, that TorchScript in it may be loaded.
 
     Raises:
         ModelPackageError: naming what does not fit.
     """
     url = model_url(str(path))
     description, stated = read_description(url)
-    network = _build_without_memory(description.network, url)
-    state = fitted(read_weights(url, stated.sha256, stated.size_bytes), network, url)
-    network.load_state_dict(state, assign=True)
-    network.eval().requires_grad_(False)
+    network: nn.Module
+    whole_box: tuple[str, ...]
+    if description.network.name == TORCHSCRIPT:
+        check_trusted(url, trusted)
+        network = load_opaque(read_file(url, stated.file, stated.sha256, stated.size_bytes), description, url)
+        geometry, whole_box = network.footprint, ()
+    else:
+        network = _build_without_memory(description.network, url)
+        state = fitted(read_weights(url, stated.sha256, stated.size_bytes), network, url)
+        network.load_state_dict(state, assign=True)
+        network.eval().requires_grad_(False)
+        geometry, whole_box = _footprint(network, url)
     decisive = description.model_dump(mode="json", exclude=_NOT_DECISIVE) | {"weights": stated.sha256}
     sha256 = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    geometry, whole_box = _footprint(network, url)
     if description.voxel_size_um != "unknown" and len(description.voxel_size_um) != geometry.dims:
         raise ModelPackageError(
             f"{url}: voxel_size_um has {len(description.voxel_size_um)} numbers, the network works in {geometry.dims}D; give one an axis."

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
 from unet_core.errors import FootprintError, JobError, MemoryBudgetError, VolumeError
+from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
 from unet_core.memory import peak_bytes
 from unet_core.model_package import FixedNormalisation, ImageNormalisation, ModelPackage, load_model, model_url
 from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.operations import Trace
 from unet_core.places import check_size
 from unet_core.plan import (
     ITEM_BYTES,
@@ -29,7 +31,7 @@ from unet_core.plan import (
     pyramid,
 )
 from unet_core.predict import resolve_device
-from unet_core.rules import refusal, trace
+from unet_core.rules import refusal
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
 
@@ -84,7 +86,7 @@ def resolve(job: SegmentationJob) -> Planned:
     """
     check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
-    package = load_model(job.model)
+    package = load_model(job.model, job.trust_model)
     _check_approximate(job, package)
     opened = inputs.open_input(job, package.description, package.dims)
     source, volume = opened.source, opened.source.volume
@@ -132,7 +134,7 @@ def resolve(job: SegmentationJob) -> Planned:
         ),
         precision=job.precision,
         threads=job.threads,
-        exact=tile_shape is None,
+        exact=_exactness(package),
         ngff=job.ngff,
         block_shape=block_shape,
         tile_shape=tile_shape,
@@ -149,9 +151,10 @@ def resolve(job: SegmentationJob) -> Planned:
         image=absolute(job.image),
         model=absolute(model_url(job.model)),
         device=device,
+        trust_model=job.trust_model,
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
-    warnings = []
+    warnings = [package.network.why_unproven] if isinstance(package.network, OpaqueNetwork) else []
     amplification = prod(plan.footprint.read_shape) / prod(plan.pass_shape)
     if amplification > MAX_AMPLIFICATION:
         part = "tile" if tile_shape else "block"
@@ -177,6 +180,10 @@ def _check_approximate(job: SegmentationJob, package: ModelPackage) -> None:
         raise JobError(f"--tile-shape is {job.tile_shape}, but only --approximate runs in tiles; use --block-shape, or both.")
 
 
+def _exactness(package: ModelPackage) -> bool | Literal["unproven"]:
+    return "unproven" if isinstance(package.network, OpaqueNetwork) else not package.whole_box
+
+
 def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape: Shape | None) -> list[str]:
     name, layers = package.description.name, package.whole_box
     if tile_shape is None:
@@ -194,7 +201,8 @@ def _whole_tiles(
     """Block shape and tile shape, and the bytes that one tile and the finished block around it need."""
     allowance = int(job.memory_gib * GIB)
     voxel_bytes = _COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
-    traced = trace(package.network, approximate=True)
+    traced = package.traced
+    assert isinstance(traced, Trace)  # what is opaque names no layers
     element_bytes = 2 if job.precision == "bfloat16" else 4
     tile_shape, needed = choose_tile_shape(
         job.tile_shape,
@@ -239,7 +247,7 @@ def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape
     """The block shape asked for, or the largest usual one that fits the memory; with the bytes a block needs."""
     stride, dims = package.footprint.stride, package.dims
     allowance = int(job.memory_gib * GIB)
-    traced = trace(package.network)
+    traced = package.traced
     if job.block_shape is not None:
         check_block_shape(job.block_shape, stride)
         candidates = [job.block_shape]

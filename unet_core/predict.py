@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unet_core.errors import BlockError, JobError
+from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
 from unet_core.rules import trace
@@ -104,7 +105,8 @@ def load_predictor(package: ModelPackage, device: str, precision: Literal["float
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
-    graph: Any = trace(copy.deepcopy(package.network).eval(), approximate=bool(package.whole_box)).graph
+    network: Any = copy.deepcopy(package.network).eval()
+    graph: Any = network if isinstance(network, OpaqueNetwork) else trace(network, approximate=bool(package.whole_box)).graph
     graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])
     return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads)
 

@@ -25,9 +25,24 @@ def read_weights(url: str, sha256: str, size_bytes: int) -> dict[str, Tensor]:
     Raises:
         ModelPackageError: naming what the file is instead.
     """
-    where = f"{WEIGHTS_FILE} in {url}"
+    data = read_file(url, WEIGHTS_FILE, sha256, size_bytes)
     try:
-        data = open_store(url).get(WEIGHTS_FILE)
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ModelPackageError(
+            f"{WEIGHTS_FILE} in {url} is not a safetensors file ({str(error)[:200]}); save the model again."
+        ) from error
+
+
+def read_file(url: str, name: str, sha256: str, size_bytes: int) -> bytes:
+    """The bytes of a file of the package at ``url``, if they are the ones that its description states; not interpreted.
+
+    Raises:
+        ModelPackageError: naming what the file is instead.
+    """
+    where = f"{name} in {url}"
+    try:
+        data = open_store(url).get(name)
     except FileNotFoundError:
         raise ModelPackageError(f"Model file absent: {where}; copy the whole folder of the model.") from None
     except OSError as error:
@@ -38,7 +53,7 @@ def read_weights(url: str, sha256: str, size_bytes: int) -> dict[str, Tensor]:
         raise ModelPackageError(f"Model file is a git-lfs pointer: {where}; run 'git lfs pull' to get the weights.")
     if data.lstrip()[:1] == b"<":
         raise ModelPackageError(f"Model file is an HTML page: {where}; the download gave an error page, fetch it again.")
-    if data[:2] in _PICKLES:
+    if name == WEIGHTS_FILE and data[:2] in _PICKLES:
         raise ModelPackageError(f"Model file is a pickle: {where}; refused, since loading it can run code (contains GLOBAL).")
     if len(data) != size_bytes:
         what = "Model file truncated" if len(data) < size_bytes else "Model file is too long"
@@ -48,10 +63,7 @@ def read_weights(url: str, sha256: str, size_bytes: int) -> dict[str, Tensor]:
         raise ModelPackageError(
             f"sha256 mismatch: {where} has {actual[:12]}.., its description says {sha256[:12]}..; copy it again."
         )
-    try:
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ModelPackageError(f"{where} is not a safetensors file ({str(error)[:200]}); save the model again.") from error
+    return data
 
 
 def fitted(state: Mapping[str, Tensor], network: nn.Module, url: str) -> dict[str, Tensor]:
