@@ -1,1 +1,1 @@
-"""Models that were made elsewhere: read, checked, and turned into model packages."""
+"""Models of other tools: read, checked, and turned into model packages; and written."""
