@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
+from flows.foreign_commands import export, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json
@@ -31,6 +32,8 @@ app = App(
 )
 app.command(models)
 app.command(networks)
+model_app.command(import_torchscript)
+model_app.command(export)
 app.command(model_app)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2

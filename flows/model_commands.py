@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from flows.options import Flag, Whole, WholeOrNone
+from flows.options import Flag
 from flows.printing import print_json
 
 if TYPE_CHECKING:
     from unet_core.model_package import ModelPackage
 
-model_app = App(name="model", help="Look at one model.")
+model_app = App(name="model", help="Look at one model, take it from other programs, or hand it to them.")
 
 
 def models(*, json: Flag = False, debug: Flag = False) -> int:
@@ -118,70 +117,4 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
         print(f"{name:>16}  {value}")
     if json:
         print_json(facts)
-    return 0
-
-
-@model_app.command
-def import_torchscript(
-    file: Path,
-    out: Path,
-    *,
-    dims: Whole,
-    channels: Whole,
-    classes: str,
-    output_kind: Literal["classes", "regions"],
-    probabilities: Flag = False,
-    normalisation: Literal["none", "image"] = "none",
-    margin: WholeOrNone = None,
-    stride: WholeOrNone = None,
-    trusted: Annotated[Flag, Parameter(name=("--trusted", "--trust-model"))] = False,
-    json: Flag = False,
-    debug: Flag = False,
-) -> int:
-    """Make a model package of a TorchScript file; its margin is measured by running it, or stated.
-
-    Args:
-        file: As torch.jit.save writes it: (1, channels, (z,) y, x) in, (1, classes, (z,) y, x) out.
-        out: Where the model package goes.
-        dims: 2 or 3.
-        channels: Of the image.
-        classes: Names of the output's channels, with commas; for the kind `classes` the background first.
-        output_kind: classes (one a voxel, soft-max) or regions (may overlap, sigmoid).
-        probabilities: The output has been through soft-max or sigmoid already.
-        normalisation: none, or image: its percentiles 1 and 99.8 become 0 and 1. Others are written into model.json by hand.
-        margin: Voxels that the network looks at on both sides; measured unless told.
-        stride: Product of the network's poolings; goes with --margin.
-        trusted: TorchScript can carry code; say so only if you know where the file comes from.
-        json: Print a machine-readable last line.
-        debug: Show tracebacks.
-    """
-    from colorsys import hsv_to_rgb
-
-    from unet_core.errors import JobError
-    from unet_core.foreign.opaque import package_torchscript
-    from unet_core.model_description import MAX_CHANNELS, TORCHSCRIPT, make_description
-
-    if dims not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
-        raise JobError(f"--dims is {dims}, --channels {channels}; a network has 2 or 3 axes and at least one channel.")
-    names = [name.strip() for name in classes.split(",")]
-    first = 0 if output_kind == "classes" else 1
-    labels = []
-    for value, name in enumerate(names, first):
-        color = hsv_to_rgb(0.618 * value % 1, 0.9, 1.0 if value else 0.0)  # golden ratio: hues that lie apart
-        labels.append({"value": value, "name": name, "color": "#" + "".join(f"{round(255 * part):02x}" for part in color)})
-    description = make_description(
-        name=file.stem,
-        network={"name": TORCHSCRIPT},
-        heads=[{"name": output_kind, "kind": output_kind, "channels": list(range(len(names)))}],
-        classes=labels,
-        input_channels=[f"channel {number}" for number in range(channels)],
-        normalisation={"kind": normalisation},
-        provenance={"imported from": file.name},
-    )
-    geometry = package_torchscript(
-        file, out, description, dims=dims, probabilities=probabilities, margin=margin, stride=stride, trusted=trusted
-    )
-    print(f"model written to {out}; margin {geometry.before} before, {geometry.after} after, stride {geometry.stride}")
-    if json:
-        print_json({"model": str(out), "before": geometry.before, "after": geometry.after, "stride": geometry.stride})
     return 0

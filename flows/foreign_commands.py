@@ -1,0 +1,132 @@
+"""The commands that take models from other programs or hand them over: ``unet model import..`` and ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from flows.options import Flag, Whole, WholeOrNone
+from flows.printing import print_json
+
+
+def import_torchscript(
+    file: Path,
+    out: Path,
+    *,
+    dims: Whole,
+    channels: Whole,
+    classes: str,
+    output_kind: Literal["classes", "regions"],
+    probabilities: Flag = False,
+    normalisation: Literal["none", "image"] = "none",
+    margin: WholeOrNone = None,
+    stride: WholeOrNone = None,
+    trusted: Annotated[Flag, Parameter(name=("--trusted", "--trust-model"))] = False,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Make a model package of a TorchScript file; its margin is measured by running it, or stated.
+
+    Args:
+        file: As torch.jit.save writes it: (1, channels, (z,) y, x) in, (1, classes, (z,) y, x) out.
+        out: Where the model package goes.
+        dims: 2 or 3.
+        channels: Of the image.
+        classes: Names of the output's channels, with commas; for the kind `classes` the background first.
+        output_kind: classes (one a voxel, soft-max) or regions (may overlap, sigmoid).
+        probabilities: The output has been through soft-max or sigmoid already.
+        normalisation: none, or image: its percentiles 1 and 99.8 become 0 and 1. Others are written into model.json by hand.
+        margin: Voxels that the network looks at on both sides; measured unless told.
+        stride: Product of the network's poolings; goes with --margin.
+        trusted: TorchScript can carry code; say so only if you know where the file comes from.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from colorsys import hsv_to_rgb
+
+    from unet_core.errors import JobError
+    from unet_core.foreign.opaque import package_torchscript
+    from unet_core.model_description import MAX_CHANNELS, TORCHSCRIPT, make_description
+
+    if dims not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
+        raise JobError(f"--dims is {dims}, --channels {channels}; a network has 2 or 3 axes and at least one channel.")
+    names = [name.strip() for name in classes.split(",")]
+    first = 0 if output_kind == "classes" else 1
+    labels = []
+    for value, name in enumerate(names, first):
+        color = hsv_to_rgb(0.618 * value % 1, 0.9, 1.0 if value else 0.0)  # golden ratio: hues that lie apart
+        labels.append({"value": value, "name": name, "color": "#" + "".join(f"{round(255 * part):02x}" for part in color)})
+    description = make_description(
+        name=file.stem,
+        network={"name": TORCHSCRIPT},
+        heads=[{"name": output_kind, "kind": output_kind, "channels": list(range(len(names)))}],
+        classes=labels,
+        input_channels=[f"channel {number}" for number in range(channels)],
+        normalisation={"kind": normalisation},
+        provenance={"imported from": file.name},
+    )
+    geometry = package_torchscript(
+        file, out, description, dims=dims, probabilities=probabilities, margin=margin, stride=stride, trusted=trusted
+    )
+    print(f"model written to {out}; margin {geometry.before} before, {geometry.after} after, stride {geometry.stride}")
+    if json:
+        print_json({"model": str(out), "before": geometry.before, "after": geometry.after, "stride": geometry.stride})
+    return 0
+
+
+def export(
+    model: str,
+    out: str,
+    *,
+    format: Literal["bioimageio", "onnx"],
+    onnx: Flag = False,
+    author: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    license: str | None = None,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Write a model in the format of bioimage.io or ONNX, and check it by running what was written.
+
+    Args:
+        model: Folder of a model package, or the name of a bundled model.
+        out: New file or folder; a name that ends in .zip gives one file in the format of bioimage.io.
+        format: bioimageio or onnx.
+        onnx: Put the weights as ONNX into the bioimage.io package too.
+        author: Name for the bioimage.io package; may be repeated. Those of the model's provenance unless told.
+        license: SPDX identifier for the bioimage.io package, e.g. CC-BY-4.0. That of the model's provenance unless told.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from unet_core.errors import JobError
+    from unet_core.foreign.export_bioimageio import export_bioimageio
+    from unet_core.foreign.export_onnx import export_onnx
+    from unet_core.model_package import load_model
+
+    if format == "onnx" and (onnx or author or license):
+        raise JobError("--onnx, --author and --license belong to --format bioimageio; an ONNX file has no place for them.")
+    package = load_model(model)
+    written = (
+        export_onnx(package, out)
+        if format == "onnx"
+        else export_bioimageio(package, out, onnx=onnx, authors=author, licence=license)
+    )
+    print(f"{format}: {written.path}, {sum(written.sizes.values()):,} bytes")
+    for name, size in written.sizes.items():
+        print(f"  {name}: {size:,} bytes")
+    for check in written.checks:
+        print(f"  checked: {check}")
+    if json:
+        print_json(
+            {
+                "format": format,
+                "path": written.path,
+                "bytes": written.sizes,
+                "checks": [
+                    {"what": check.what, "shape": check.shape, "difference": check.difference, "range": check.range}
+                    for check in written.checks
+                ],
+            }
+        )
+    return 0
