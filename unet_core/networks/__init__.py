@@ -26,6 +26,7 @@ NETWORKS: dict[str, str] = {
     "fc_densenet": "unet_core.networks.fc_densenet:FCDenseNet",
     "fcn": "unet_core.networks.fcn:FCN",
     "vnet": "unet_core.networks.vnet:VNet",
+    "zoo_unet": "unet_core.networks.zoo_unet:ZooUNet",
 }
 
 

@@ -94,6 +94,10 @@ PUBLISHED = (
         "resunet", "units of He 2016", {"in_channels": 3, "classes": 2}, "", 16_761_794, (),
         "A U-Net of pre-activation units has no published count; this is the default here.",
     ),
+    Published(
+        "zoo_unet", "UNet 2D Nuclei Broad", {"in_channels": 1, "classes": 1}, "", 449_489, (),
+        "The tensors of the model package of bioimage.io, counted.",
+    ),
 )  # fmt: skip
 
 

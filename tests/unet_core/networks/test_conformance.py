@@ -29,6 +29,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"stages": (1, 2, 1), "skips": 1, "hidden": 4, "window": 3},
     ],
     "vnet": [{"depths": ((1, 2), (1,)), "kernel": 3}, {"depths": ((1, 1, 2), (2, 1)), "kernel": 3}, {"depths": ((1, 2), (1,))}],
+    "zoo_unet": [{"levels": 3}, {"levels": 2, "first": "up", "relus": 2}],
 }
 # In 3D the first of each: the rules know no number of axes, and measuring takes long.
 CASES = [

@@ -34,6 +34,7 @@ def test_parameters_are_those_counted_from_papers_and_released_code() -> None:
         ("attention_unet", {"base": 2}, 32),
         ("fcn", {"base": 2, "hidden": 4}, 64),
         ("resunet", {"base": 2}, 33),
+        ("zoo_unet", {"base": 2}, 24),
     ],
 )
 def test_the_padded_form_of_published_depth_keeps_the_size(name: str, arguments: dict[str, Any], size: int) -> None:
