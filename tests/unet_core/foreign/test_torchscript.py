@@ -1,0 +1,192 @@
+"""Weight files of other tools are read as data: the same names and values as torch's own loader, and nothing is ever run."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unet_core.errors import ModelPackageError
+from unet_core.foreign.torchscript import read_state, read_tensors
+
+REAL = Path(__file__).resolve().parents[2] / "data" / "bioimageio" / "unet2d_nuclei_broad" / "weights.pt"
+PICKLE_START, PICKLE_END = b"\x80\x02", b"."
+
+
+def load_with_torch(path: Path) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; here it is the independent reader
+        state: dict[str, torch.Tensor] = torch.jit.load(path).state_dict()
+    return state
+
+
+def save_script(module: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module.eval()), path)
+    return path
+
+
+def rewrite(
+    source: Path, target: Path, change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED
+) -> Path:
+    """A copy of a zip with the content of some files changed, or left out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            data = change(name, old.read(name))
+            if data is not None:
+                new.writestr(name, data)
+    return target
+
+
+def with_pickle(data: bytes, path: Path) -> Path:
+    return rewrite(REAL, path, lambda name, old: data if name.endswith("/data.pkl") else old)
+
+
+def check_same(path: Path) -> None:
+    found, wanted = read_tensors(path), load_with_torch(path)
+    assert list(found) == list(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_names_and_values_are_those_of_torch() -> None:
+    check_same(REAL)
+    assert sum(tensor.numel() for tensor in read_state(REAL).values()) == 449_489
+
+
+def test_buffers_views_and_other_types_are_those_of_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3), torch.nn.BatchNorm3d(3), torch.nn.PReLU(3))
+    module[0].weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3, 2).permute(0, 4, 1, 2, 3)[1:])  # a view with an offset
+    module[0].register_buffer("coarse", torch.randn(5).half())
+    module[0].register_buffer("empty", torch.zeros(0, 3))
+    module[0].register_buffer("flags", torch.tensor([True, False, True]))
+    check_same(save_script(module, tmp_path / "script.pt"))
+
+
+class Evil:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (f"open({str(self.path)!r}, 'w')",))
+
+
+def test_a_pickle_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    evil = with_pickle(pickle.dumps(Evil(trace), protocol=2), tmp_path / "evil.pt")
+    with pytest.raises(ModelPackageError, match=r"'(__builtin__|builtins).exec'.*could run code"):
+        read_state(evil)
+    torch.save({"weight": Evil(trace)}, tmp_path / "state.pt")
+    with pytest.raises(ModelPackageError, match="more than tensors"):
+        read_state(tmp_path / "state.pt")
+    assert not trace.exists()
+
+
+HOSTILE = {
+    "instruction OBJ": b"(cos\nsystem\n)o",
+    "'os.system'": b"cos\nsystem\n(X\x02\x00\x00\x00lstR",
+    "'torch._utils._rebuild_parameter'": b"ctorch._utils\n_rebuild_parameter\n)R",
+    "'torch.QInt8Storage'": b"(X\x07\x00\x00\x00storagectorch\nQInt8Storage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ",
+    "a state for a dict": b"}}b",
+    "'subprocess.Popen'": b"csubprocess\nPopen\n)\x81",
+    "damaged (a tuple out of place)": b"}((K\x01tK\x02u",
+    "damaged (pop": b"R",
+    "ends too early": b"",
+    "20000 modules": b"c__torch__.m\nM\n)\x81q\x00}(" + b"".join(b"X\x03\x00\x00\x00%03dh\x00" % n for n in range(100)) + b"ub",
+}
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_hostile_pickles_are_refused_in_one_line(words: str, tmp_path: Path) -> None:
+    end = b"" if words == "ends too early" else PICKLE_END
+    path = with_pickle(PICKLE_START + HOSTILE[words] + end, tmp_path / "hostile.pt")
+    with pytest.raises(ModelPackageError) as refusal:
+        read_tensors(path)
+    if "pop" not in words and "early" not in words:
+        assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_torn_short_compressed_and_boundless_archives_are_refused(tmp_path: Path) -> None:
+    whole = REAL.read_bytes()
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelPackageError, match="copy it again"):
+        read_state(torn)
+    flipped = tmp_path / "flipped.pt"
+    start = whole.index(load_with_torch(REAL)["encoders.1.0.weight"].numpy().tobytes()[:64])
+    flipped.write_bytes(whole[:start] + b"\xff" + whole[start + 1 :])
+    with pytest.raises(ModelPackageError, match="damaged TorchScript archive"):
+        read_state(flipped)
+    short = rewrite(REAL, tmp_path / "short.pt", lambda name, old: old[:-4] if name.endswith("/data/2") else old)
+    with pytest.raises(ModelPackageError, match="encoders.0.1.weight has 9212 bytes, expected 9216"):
+        read_state(short)
+    absent = rewrite(REAL, tmp_path / "absent.pt", lambda name, old: None if name.endswith("/data/2") else old)
+    with pytest.raises(ModelPackageError, match="lacks data/2"):
+        read_state(absent)
+    packed = rewrite(REAL, tmp_path / "packed.pt", lambda name, old: old, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ModelPackageError, match="is compressed"):
+        read_state(packed)
+    big = rewrite(REAL, tmp_path / "big.pt", lambda name, old: b"big" if name.endswith("/byteorder") else old)
+    with pytest.raises(ModelPackageError, match="big-endian"):
+        read_state(big)
+
+
+@pytest.mark.parametrize("change", ["shape", "offset", "step"])
+def test_a_tensor_outside_its_storage_is_refused(change: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(REAL) as archive:
+        data = archive.read("weights_torchscript/data.pkl")
+    first = b"K\x00(K\x10K\x01K\x03K\x03t(K\x09K\x09K\x03K\x01t"  # offset 0, shape 16 1 3 3, steps 9 9 3 1
+    assert first in data
+    other = {
+        "shape": first.replace(b"K\x10", b"J" + struct.pack("<i", 2**30)),
+        "offset": b"K\x01" + first[2:],
+        "step": first.replace(b"(K\x10K\x01K\x03K\x03t(K\x09", b"(K\x10K\x01K\x03K\x03t(K\x00").replace(
+            b"K\x10K\x01", b"K\x11K\x01"
+        ),
+    }[change]
+    path = with_pickle(data.replace(first, other), tmp_path / "wild.pt")
+    with pytest.raises(ModelPackageError, match="encoders.0.0.weight of shape .* does not lie in its 144 numbers"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model_state", "module", "legacy"])
+def test_state_dicts_are_unwrapped(wrap: str, tmp_path: Path) -> None:
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
+    stored: Any = {f"module.{name}": tensor for name, tensor in state.items()} if wrap == "module" else state
+    stored = {"epoch": 3, wrap: state} if wrap in ("state_dict", "model_state") else stored
+    torch.save(stored, tmp_path / "state.pt", _use_new_zipfile_serialization=wrap != "legacy")
+    found = read_state(tmp_path / "state.pt")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", b"\x80\x02}q\x00.", b"PK\x03\x04", None])
+def test_what_is_no_state_dict_is_refused_in_one_line(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelPackageError) as refusal:
+        read_state(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_frozen_archive_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frozen = torch.jit.freeze(torch.jit.script(torch.nn.Conv2d(1, 2, 3).eval()))
+        torch.jit.save(frozen, tmp_path / "frozen.pt")
+    with pytest.raises(ModelPackageError, match="without torch.jit.freeze"):
+        read_state(tmp_path / "frozen.pt")
