@@ -79,11 +79,32 @@ class FixedNormalisation(_Record):
 
 
 class ImageNormalisation(_Record):
-    """Percentiles of the whole image go to 0 and 1; computed once while planning."""
+    """Percentiles of the whole image go to 0 and 1; computed once while planning.
+
+    ``(value - low) / (high - low + eps)``, each channel by its own percentiles, or all by the same with ``joint``. What came
+    later (``joint``, ``eps``) is written only where it is set, so that the identity of older packages stays.
+    """
 
     kind: Literal["image"] = "image"
     low: float = Field(default=1.0, ge=0, le=100)
     high: float = Field(default=99.8, ge=0, le=100)
+    joint: bool = False
+    eps: float = Field(default=0.0, ge=0, le=1e6)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in ("joint", "eps") or value}
+
+
+class MomentsNormalisation(_Record):
+    """Mean and standard deviation of the whole image go to 0 and 1; computed once while planning.
+
+    ``(value - mean) / (standard deviation + eps)``, each channel by its own, or all by the same with ``joint``.
+    """
+
+    kind: Literal["moments"] = "moments"
+    joint: bool = False
+    eps: float = Field(default=1e-6, ge=1e-12, le=1e6)
 
 
 class NoNormalisation(_Record):
@@ -120,7 +141,7 @@ class ModelDescription(_Record):
     classes: tuple[LabelClass, ...] = Field(min_length=1)
     input_channels: tuple[str, ...] = Field(min_length=1)
     voxel_size_um: tuple[Length, ...] | Literal["unknown"] = "unknown"
-    normalisation: FixedNormalisation | ImageNormalisation | NoNormalisation = Field(discriminator="kind")
+    normalisation: FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNormalisation = Field(discriminator="kind")
     provenance: dict[str, Any] = {}
 
 

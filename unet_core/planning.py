@@ -13,8 +13,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
 from unet_core.memory import peak_bytes
-from unet_core.model_package import FixedNormalisation, ImageNormalisation, ModelPackage, load_model, model_url
-from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.model_package import ModelPackage, load_model, model_url
 from unet_core.operations import Trace
 from unet_core.places import check_size
 from unet_core.plan import (
@@ -123,7 +122,7 @@ def resolve(job: SegmentationJob) -> Planned:
             head=head.name,
             kind=kind,
             classes=classes,
-            normalisation=_normalisation(package, source),
+            normalisation=sampling.resolve_normalisation(description.normalisation, source),
         ),
         footprint=FootprintPlan(
             before=package.footprint.before,
@@ -264,12 +263,3 @@ def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape
         f"A block of {shape} voxels (reading {read}) needs {needed / GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
         "use a smaller --block-shape, or allow more with --memory-gib."
     )
-
-
-def _normalisation(package: ModelPackage, source: inputs.Source) -> Normalisation:
-    stated = package.description.normalisation
-    if isinstance(stated, FixedNormalisation):
-        return Normalisation(offset=stated.offset, scale=stated.scale)
-    if isinstance(stated, ImageNormalisation):
-        return from_percentiles(*sampling.percentiles(source, stated.low, stated.high))
-    return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)

@@ -1,9 +1,12 @@
-"""What planning reads of an image: percentiles for normalisation, and a sample of its chunks to see that they decode."""
+"""What planning reads of an image: statistics for normalisation, and a sample of its chunks to see that they decode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from dataclasses import dataclass
+from functools import reduce
+from math import prod, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,37 +14,126 @@ from numpy.typing import NDArray
 from unet_core.errors import VolumeError
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
+from unet_core.model_description import FixedNormalisation, ImageNormalisation, MomentsNormalisation, NoNormalisation
+from unet_core.normalisation import Normalisation, from_moments, from_percentiles
 from unet_core.volumes.reflect import folded
 
-PERCENTILE_VOXELS = 1 << 27  # of each channel, at most
+SAMPLED_VOXELS = 1 << 27  # of each channel, at most
 CHECKED_BYTES = 128 << 20  # decoded while planning, at most; an image below it is checked whole
 CHECKED_CHUNKS = 512
 _REGION_SIDE = {2: 2048, 3: 160}
 
+PerChannel = tuple[NDArray[np.float64], NDArray[np.float64]]
+Stated = FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNormalisation
 
-def percentiles(source: Source, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+
+def resolve_normalisation(stated: Stated, source: Source) -> Normalisation:
+    """The numbers by which the image is normalised: those that the model states, or those of the whole image."""
+    if isinstance(stated, FixedNormalisation):
+        return Normalisation(offset=stated.offset, scale=stated.scale)
+    if isinstance(stated, ImageNormalisation):
+        return from_percentiles(*percentiles(source, stated.low, stated.high, stated.joint), stated.eps)
+    if isinstance(stated, MomentsNormalisation):
+        return from_moments(*moments(source, stated.joint), stated.eps)
+    return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)
+
+
+def percentiles(source: Source, low: float, high: float, joint: bool = False) -> PerChannel:
     """Percentiles of each channel over the whole image, or over regions strewn over an image of more than 2**27 voxels.
 
-    The regions follow from the shape alone, so that planning again gives the same numbers; they are drawn, since every n-th
-    region may be one column of the image. NaN and infinite voxels do
-    not count; a block that reads one fails with its coordinates.
+    NaN and infinite voxels do not count; a block that reads one fails with its coordinates.
+
+    Args:
+        source: the image.
+        low: from 0 to 100.
+        high: likewise.
+        joint: over the voxels of all channels together.
 
     Raises:
         VolumeError: if no voxel of the sample is finite.
     """
+    parts = [source.read(region).reshape(source.channel_count, -1) for region in sampled_regions(source)]
+    channels = np.concatenate(parts, axis=1)
+    found = []
+    for channel in channels.reshape(1, -1) if joint else channels:
+        finite = _finite(source, channel)
+        found.append(np.percentile(finite.astype(np.float32) if finite.dtype.kind == "f" else finite, [low, high]))
+    lows, highs = np.asarray(found * (source.channel_count if joint else 1), dtype=np.float64).T
+    return lows, highs
+
+
+def moments(source: Source, joint: bool = False) -> PerChannel:
+    """Mean and standard deviation of each channel, over the voxels that ``percentiles`` looks at, one region in memory at a time.
+
+    Sums are in float64 and regions follow from the shape alone, so that storage and chunks change no bit. Parts are merged as by
+    Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    Args:
+        source: the image.
+        joint: over the voxels of all channels together.
+
+    Raises:
+        VolumeError: if no voxel of the sample is finite.
+    """
+    merged = [_Moments(0, 0.0, 0.0)] * source.channel_count
+    for region in sampled_regions(source):
+        values = source.read(region).reshape(source.channel_count, -1)
+        merged = [before.merge(_moments_of(channel)) for before, channel in zip(merged, values, strict=True)]
+    if joint:
+        merged = [reduce(_Moments.merge, merged)] * source.channel_count
+    if any(part.count == 0 for part in merged):
+        raise _nothing_finite(source)
+    return np.array([part.mean for part in merged]), np.array([sqrt(part.squares / part.count) for part in merged])
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Count, mean, and sum of squared distances from the mean."""
+
+    count: int
+    mean: float
+    squares: float
+
+    def merge(self, other: _Moments) -> _Moments:
+        count = self.count + other.count
+        if not other.count or not self.count:
+            return self if self.count else other
+        apart = other.mean - self.mean
+        mean = self.mean + apart * other.count / count
+        return _Moments(count, mean, self.squares + other.squares + apart**2 * self.count * other.count / count)
+
+
+def _moments_of(values: NDArray[Any]) -> _Moments:
+    numbers = values[np.isfinite(values)].astype(np.float64) if values.dtype.kind == "f" else values.astype(np.float64)
+    if not numbers.size:
+        return _Moments(0, 0.0, 0.0)
+    mean = float(numbers.mean())
+    numbers -= mean
+    return _Moments(numbers.size, mean, float(np.square(numbers).sum()))
+
+
+def sampled_regions(source: Source) -> Iterator[Box]:
+    """Regions that cover the image, or at most 2**27 voxels of it, in a fixed order.
+
+    They follow from the shape alone, so that planning again gives the same numbers; they are drawn, since every n-th
+    region may be one column of the image.
+    """
     shape = source.spatial_shape
     grid = BlockGrid(shape, tuple(min(_REGION_SIDE[len(shape)], size) for size in shape))
-    count = max(1, grid.block_count * PERCENTILE_VOXELS // max(prod(shape), PERCENTILE_VOXELS))
-    chosen = np.sort(np.random.default_rng(0).permutation(grid.block_count)[:count])
-    parts = [source.read(grid.block(int(index))).reshape(source.channel_count, -1) for index in chosen]
-    found = []
-    for channel in np.concatenate(parts, axis=1):
-        finite = channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel
-        if not finite.size:
-            raise VolumeError(f"{source.volume.url} holds no finite voxel; its intensities cannot be normalised.")
-        found.append(np.percentile(finite.astype(np.float32) if finite.dtype.kind == "f" else finite, [low, high]))
-    lows, highs = np.asarray(found, dtype=np.float64).T
-    return lows, highs
+    count = max(1, grid.block_count * SAMPLED_VOXELS // max(prod(shape), SAMPLED_VOXELS))
+    for index in np.sort(np.random.default_rng(0).permutation(grid.block_count)[:count]):
+        yield grid.block(int(index))
+
+
+def _finite(source: Source, values: NDArray[Any]) -> NDArray[Any]:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
+        raise _nothing_finite(source)
+    return finite
+
+
+def _nothing_finite(source: Source) -> VolumeError:
+    return VolumeError(f"{source.volume.url} holds no finite voxel; its intensities cannot be normalised.")
 
 
 def check_chunks(source: Source, regions: Sequence[Box]) -> None:

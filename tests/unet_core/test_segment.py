@@ -487,11 +487,11 @@ def test_percentiles_of_a_large_image_are_drawn_from_all_over_it(tmp_path: Path,
     values = textured((128, 128))
     values[:, :8] = 250  # the blank margin of a slide
     monkeypatch.setattr(sampling, "_REGION_SIDE", {2: 8})
-    monkeypatch.setattr(sampling, "PERCENTILE_VOXELS", 16 * 64)  # 16 of 256 regions, as many as a column has
+    monkeypatch.setattr(sampling, "SAMPLED_VOXELS", 16 * 64)  # 16 of 256 regions, as many as a column has
     low, high = sampling.percentiles(inputs.Source(ArrayVolume(values), "yx"), 5, 90)
     expected = np.percentile(values[:, 8:], [5, 90])
     np.testing.assert_allclose([low[0], high[0]], expected, rtol=0.3)  # a column of regions would give 250 twice
-    monkeypatch.setattr(sampling, "PERCENTILE_VOXELS", 128 * 128)
+    monkeypatch.setattr(sampling, "SAMPLED_VOXELS", 128 * 128)
     low, high = sampling.percentiles(inputs.Source(ArrayVolume(values), "yx"), 5, 90)
     np.testing.assert_allclose([low[0], high[0]], np.percentile(values, [5, 90]))
 
