@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
-from flows.foreign_commands import export, import_torchscript
+from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json
@@ -32,6 +32,7 @@ app = App(
 )
 app.command(models)
 app.command(networks)
+model_app.command(import_, name="import")
 model_app.command(import_torchscript)
 model_app.command(export)
 app.command(model_app)

@@ -11,6 +11,54 @@ from flows.options import Flag, Whole, WholeOrNone
 from flows.printing import print_json
 
 
+def import_(
+    source: str,
+    out: str,
+    *,
+    trusted: Flag = False,
+    output_kind: Literal["classes", "regions"] | None = None,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Take a model package of bioimage.io over, if its network is known and gives the package's own test output.
+
+    Args:
+        source: Folder with bioimageio.yaml, that file, or a .zip of the folder; nothing is downloaded.
+        out: Where the model package goes.
+        trusted: Run TorchScript of an unknown network as it is; it can do whatever a program can.
+        output_kind: What the output is, if the package ends in no activation: one class a voxel, or regions that may overlap.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from unet_core.foreign.bioimageio import import_model
+
+    done = import_model(source, out, trusted=trusted, output_kind=output_kind)
+    description, geometry = done.description, done.footprint
+    facts = {
+        "model": out,
+        "name": description.name,
+        "license": description.provenance.get("license"),
+        "weights": done.weights,
+        "network": f"{description.network.name} {description.network.arguments}",
+        "normalisation": description.normalisation.model_dump(mode="json"),
+        "output": f"{description.heads[0].kind}: {', '.join(entry.name for entry in description.classes)}",
+        "voxel size": description.voxel_size_um,
+        "test output": f"reproduced to {done.difference.absolute:.2g}, {done.difference.relative:.2g} of its range",
+        "margin": f"{geometry.before} before, {geometry.after} after" if geometry else None,
+        "stride": geometry.stride if geometry else None,
+        "notes": done.notes,
+    }
+    for name, value in facts.items():
+        if name != "notes" and value is not None:
+            print(f"{name:>16}  {value}")
+    for note in done.notes:
+        print(f"{'note':>16}  {note}")
+    if json:
+        difference = {"absolute": done.difference.absolute, "of_range": done.difference.relative}
+        print_json(facts | {"description": description.model_dump(mode="json"), "difference": difference})
+    return 0
+
+
 def import_torchscript(
     file: Path,
     out: Path,

@@ -93,7 +93,7 @@ def require_extra(*modules: str) -> tuple[Any, ...]:
         return tuple(importlib.import_module(name) for name in modules)
     except ModuleNotFoundError as error:
         raise ModelPackageError(
-            f"The export needs the Python package '{error.name}', which is not installed; pip install 'unet-flows[export]'."
+            f"The export needs the Python package '{error.name}', which is not installed; pip install 'unet-flows[zoo]'."
         ) from None
 
 
