@@ -6,6 +6,7 @@ https://bioimage.io, versions 0.4 and 0.5, read by bioimageio.spec.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from unet_core.foreign.script import package_script
 from unet_core.foreign.source import READ, Source, StoredFile, open_package
 from unet_core.foreign.torchscript import read_state
 from unet_core.inputs import Source as ImageSource
-from unet_core.model_description import DESCRIPTION_FILE, ModelDescription
+from unet_core.model_description import DESCRIPTION_FILE, ModelDescription, NetworkSpec
 from unet_core.model_package import load_model, save_model
 from unet_core.places import check_writable
 from unet_core.sampling import resolve_normalisation
@@ -247,11 +248,15 @@ def _facts(task: Task, weights: str, difference: Difference) -> dict[str, Any]:
     }
 
 
+def _as_json(spec: NetworkSpec) -> Any:
+    return json.loads(spec.model_dump_json())  # tuples and lists are the same there
+
+
 def _write(task: Task, chosen: Chosen, weights: str, out: str, output_kind: OutputKind | None) -> Imported:
     kind = _kind(task, chosen.activation, output_kind)
     if task.stated is not None:
         description = task.stated
-        if description.heads[0].kind != kind or description.network != chosen.spec:
+        if description.heads[0].kind != kind or _as_json(description.network) != _as_json(chosen.spec):
             raise ModelPackageError(
                 f"{task.source.where}: its config states {description.network} and {description.heads[0].kind}, its weights are of "
                 f"{chosen.spec} and its output is {kind}; export the model again."

@@ -84,7 +84,7 @@ def package_script(
         dims=task.input_axes.dims,
         probabilities=probabilities,
         halo=task.output_axes.halo,
-        test_input=task.image[None],
+        test_input=task.image,
         trusted=True,
     )
     notes = (

@@ -9,7 +9,6 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import ModelPackageError
+from unet_core.foreign.zips import ZIP_ERRORS, is_zip
 from unet_core.validation import shorten
 
 YAML_NAMES = ("bioimageio.yaml", "rdf.yaml")
@@ -110,7 +110,7 @@ def open_package(source: str | Path) -> Iterator[Source]:
         raise ModelPackageError(
             f"Package not found: {where}; give a folder with {YAML_NAMES[0]}, that file, or a .zip. Nothing is downloaded."
         )
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file() and is_zip(path):
         with tempfile.TemporaryDirectory() as folder, _open_zip(path) as archive:
             root = Path(folder).resolve()
             names = set(archive.namelist())
@@ -186,7 +186,9 @@ def _validate(content: dict[str, Any], path: Path, where: str) -> Any:
     if isinstance(description, InvalidDescr):
         errors = [entry for detail in description.validation_summary.details for entry in detail.errors]
         first = f"{'.'.join(str(part) for part in errors[0].loc)}: {errors[0].msg}" if errors else "unknown reason"
-        used = ", ".join(f"{name} {version(name)}" for name in ("bioimageio.spec", "pydantic"))
+        used = " with ".join(f"{name} {version(name)}" for name in ("bioimageio.spec", "pydantic"))
+        if "Error calling function `package_file_descr_serializer`" in first:
+            raise ModelPackageError(f"{used} cannot check any description of a model; pip install 'pydantic<2.14'.")
         raise ModelPackageError(
             f"{where} does not follow the format of bioimage.io: {' '.join(first.split())[:300]} (read by {used})."
         )
@@ -216,10 +218,11 @@ def _is_relative(source: Any) -> bool:
 @contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ModelPackageError(f"{path} is a damaged zip ({error}); copy it again.") from None
+        archive = zipfile.ZipFile(path)
+    except ZIP_ERRORS as error:
+        raise ModelPackageError(f"{path} is a damaged zip ({str(error)[:100]}); copy it again.") from None
+    with archive:
+        yield archive
 
 
 def _take_out(archive: zipfile.ZipFile, name: str, target: Path, where: str, limit: int = MAX_FILE_BYTES) -> None:
@@ -233,7 +236,7 @@ def _take_out(archive: zipfile.ZipFile, name: str, target: Path, where: str, lim
     try:
         with archive.open(info) as packed, target.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:  # torn, encrypted, or no space
+    except ZIP_ERRORS as error:  # torn, encrypted, or no space
         raise ModelPackageError(f"{where}: {shorten(name)} cannot be taken out of the zip ({error}); copy it again.") from None
 
 

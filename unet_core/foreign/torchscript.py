@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from unet_core.errors import ModelPackageError
 from unet_core.foreign.inert_pickle import Module, Record, first_line, walk
+from unet_core.foreign.zips import ZIP_ERRORS, is_zip
 
 MAX_PICKLE_BYTES = 8 << 20  # the structure, usually some kilobytes; tensors lie in files of their own
 MAX_NAMES = 20_000
@@ -37,7 +39,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if is_torchscript(path):
         return read_tensors(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it announces what it then refuses
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelPackageError(
             f"{path} holds more than tensors and plain values ({first_line(error)}); refused, since loading it could run code."
@@ -62,14 +66,18 @@ def _is_state(value: dict[Any, Any]) -> bool:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a zip that holds TorchScript, not a state dict alone."""
-    if not zipfile.is_zipfile(path):
+    """Whether the file is a zip that holds TorchScript, not a state dict alone.
+
+    Raises:
+        ModelPackageError: for a damaged zip.
+    """
+    if not is_zip(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
+    except ZIP_ERRORS as error:
+        raise ModelPackageError(f"{path} is a damaged zip ({first_line(error)}); copy it again.") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -93,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 raise ModelPackageError(f"{path} was written on a big-endian machine; export it again on a usual one.")
             tree = walk(members.read("data.pkl", MAX_PICKLE_BYTES), path)
             return {name: members.tensor(name, record) for name, record in _named(tree, path)}
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise ModelPackageError(f"{path} is a damaged TorchScript archive ({first_line(error)}); copy it again.") from None
 
 
