@@ -17,7 +17,7 @@ from unet_core.foreign.describe import OutputKind, describe
 from unet_core.foreign.processing import Activation
 from unet_core.foreign.reproduce import ACTIVATIONS, Difference, compare, logits_of
 from unet_core.foreign.source import StoredFile
-from unet_core.model_description import ModelDescription, NetworkSpec
+from unet_core.model_description import ModelDescription, NetworkSpec, read_description
 
 if TYPE_CHECKING:
     from unet_core.foreign.bioimageio import Task
@@ -90,4 +90,4 @@ def package_script(
     notes = (
         [f"its {activation} is part of the script, as its output shows"] if probabilities and activation in ACTIVATIONS else []
     )
-    return Packaged(description, geometry, difference, tuple(notes))
+    return Packaged(read_description(out)[0], geometry, difference, tuple(notes))

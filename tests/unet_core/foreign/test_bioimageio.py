@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import zarr
 from torch import nn
 
 from tests.conftest import describe, random_network
+from tests.flows.test_cli import call
 from tests.unet_core.foreign.test_torchscript import save_script
 from tests.unet_core.test_footprint import one_pass
 from unet_core.errors import InputError, ModelPackageError
@@ -469,3 +472,26 @@ def test_an_existing_package_is_not_replaced(imported: Path) -> None:
     with pytest.raises(ModelPackageError, match="holds a model package already"):
         import_model(REAL, imported)
     assert (imported / "model.json").read_bytes() == before
+
+
+def test_without_the_library_one_line_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bioimageio.spec.utils", None)
+    with pytest.raises(ModelPackageError, match=r"pip install 'unet-flows\[zoo\]'"):
+        import_model(REAL, tmp_path / "out")
+
+
+def test_the_command_prints_what_was_mapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, _ = call(monkeypatch, capsys, "model", "import", REAL, tmp_path / "out", "--json")
+    facts = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert facts["margin"] == "(56, 56) before, (53, 53) after"
+    assert facts["stride"] == [8, 8]
+    assert facts["difference"]["of_range"] <= 1e-5
+    assert facts["normalisation"] == {"kind": "moments", "joint": False, "eps": 1e-6}
+    assert "reproduced to" in out
+    code, _, err = call(monkeypatch, capsys, "model", "import", tmp_path / "nothing", tmp_path / "other")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Nothing is downloaded" in err
