@@ -6,6 +6,7 @@ Nothing here knows networks.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import zipfile
@@ -18,10 +19,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from unet_core.errors import ModelPackageError
 from unet_core.foreign.zips import ZIP_ERRORS, is_zip
-from unet_core.validation import shorten
+from unet_core.places import check_location
+from unet_core.store import is_remote, local_path
+from unet_core.validation import first_problem, shorten
 
 YAML_NAMES = ("bioimageio.yaml", "rdf.yaml")
 READ = ("pytorch_state_dict", "torchscript")  # formats of weights that are read, the preferred first
@@ -72,13 +76,18 @@ class Source:
         if not _is_relative(source) or not parts or ".." in parts or "\\" in name:
             raise ModelPackageError(f"{self.where}: '{shorten(name)}' is no file inside the package; only those are read.")
         path = self.root.joinpath(*parts)
-        if self.archive is not None:
-            _take_out(self.archive, name, path, self.where)
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise ModelPackageError(f"{self.where}: '{shorten(name)}' leads out of the package; only files inside it are read.")
-        if not path.is_file():
-            raise ModelPackageError(f"{self.where} lacks the file {shorten(name)} that it names; copy the whole package.")
-        actual = _sha256(path)
+        try:
+            if self.archive is not None:
+                _take_out(self.archive, name, path, self.where)
+            if not path.resolve().is_relative_to(self.root.resolve()):
+                raise ModelPackageError(
+                    f"{self.where}: '{shorten(name)}' leads out of the package; only files inside it are read."
+                )
+            if not path.is_file():
+                raise ModelPackageError(f"{self.where} lacks the file {shorten(name)} that it names; copy the whole package.")
+            actual = _sha256(path)
+        except (OSError, ValueError) as error:  # no right to read, names too long or with a zero in them
+            raise ModelPackageError(f"{self.where}: {shorten(repr(name))} cannot be read ({type(error).__name__}).") from None
         if sha256 is not None and actual != str(sha256):
             raise ModelPackageError(
                 f"{self.where}: {shorten(name)} has sha256 {actual[:12]}.., the package says {str(sha256)[:12]}..; copy it again."
@@ -105,10 +114,12 @@ def open_package(source: str | Path) -> Iterator[Source]:
     Raises:
         ModelPackageError: if it is none, or its yaml does not describe a model.
     """
-    path, where = Path(source), str(source)
-    if not path.exists():
+    where = str(source)
+    check_location("package", where)
+    path = Path(where) if is_remote(where) else local_path(where)
+    if is_remote(where) or not os.path.exists(path):
         raise ModelPackageError(
-            f"Package not found: {where}; give a folder with {YAML_NAMES[0]}, that file, or a .zip. Nothing is downloaded."
+            f"Package not found on this machine: {where[:200]}; give a folder with {YAML_NAMES[0]}, that file, or a .zip. Nothing is downloaded."
         )
     if path.is_file() and is_zip(path):
         with tempfile.TemporaryDirectory() as folder, _open_zip(path) as archive:
@@ -182,7 +193,10 @@ def _validate(content: dict[str, Any], path: Path, where: str) -> Any:
     from bioimageio.spec import InvalidDescr, ValidationContext, build_description
 
     context = ValidationContext(root=path.parent, file_name=path.name, perform_io_checks=False)
-    description = build_description(_without_fixed_halos(content), context=context, format_version="latest")
+    try:
+        description = build_description(_without_fixed_halos(content), context=context, format_version="latest")
+    except ValidationError as error:  # what is not even a wrong description
+        raise ModelPackageError(f"{where} does not follow the format of bioimage.io: {first_problem(error)}.") from None
     if isinstance(description, InvalidDescr):
         errors = [entry for detail in description.validation_summary.details for entry in detail.errors]
         first = f"{'.'.join(str(part) for part in errors[0].loc)}: {errors[0].msg}" if errors else "unknown reason"
