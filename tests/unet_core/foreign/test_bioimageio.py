@@ -130,6 +130,53 @@ def test_a_zip_and_a_folder_give_the_same_model(imported: Path, tmp_path: Path) 
     assert load_model(tmp_path / "out").sha256 == load_model(imported).sha256
 
 
+@pytest.mark.parametrize("shape", ["fixed", "reference"])
+def test_the_older_format_gives_the_same_model(shape: str, imported: Path, tmp_path: Path) -> None:
+    """With a halo at a fixed shape too, for which the newer format has no word."""
+    from bioimageio.spec.utils import write_yaml
+
+    sizes: Any = [1, 1, 512, 512]
+    scale = {"reference_tensor": "raw", "scale": [1.0, 0.0, 1.0, 1.0], "offset": [0.0, 0.5, 0.0, 0.0]}
+    usual = {"axes": "bcyx", "data_type": "float32"}
+    steps = [{"name": "zero_mean_unit_variance", "kwargs": {"mode": "per_sample", "axes": "yx"}}]
+    outcome = {
+        "name": "out",
+        "shape": sizes if shape == "fixed" else scale,
+        "halo": [0, 0, 32, 32],
+        "postprocessing": [{"name": "sigmoid"}],
+    }
+    content = {
+        "type": "model",
+        "format_version": "0.4.9",
+        "name": "older",
+        "description": "the same in the older format",
+        "authors": [{"name": "Constantin Pape"}],
+        "cite": [{"text": "U-Net", "doi": "10.1007/978-3-319-24574-4_28"}],
+        "license": "MIT",
+        "tags": ["unet"],
+        "documentation": "README.md",
+        "covers": ["cover.png"],
+        "timestamp": "2019-12-11T12:22:32",
+        "inputs": [{"name": "raw", "shape": sizes, "preprocessing": steps} | usual],
+        "outputs": [outcome | usual],
+        "test_inputs": ["test_input.npy"],
+        "test_outputs": ["test_output.npy"],
+        "weights": {"torchscript": {"source": "weights.pt", "sha256": "0" * 64, "pytorch_version": "2.5.1"}},
+    }
+    package = copy(tmp_path / "package")
+    (package / "bioimageio.yaml").unlink()
+    write_yaml(content, package / "rdf.yaml")
+    with pytest.raises(ModelPackageError, match="weights.pt has sha256"):
+        import_model(package, tmp_path / "out")
+    content["weights"]["torchscript"].pop("sha256")
+    write_yaml(content, package / "rdf.yaml")
+    import_model(package, tmp_path / "out")
+    older, newer = load_model(tmp_path / "out"), load_model(imported)
+    assert older.description.network == newer.description.network
+    assert older.description.normalisation == newer.description.normalisation
+    assert all(torch.equal(older.network.state_dict()[name], tensor) for name, tensor in newer.network.state_dict().items())
+
+
 def rewritten(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
     with zipfile.ZipFile(REAL / "weights.pt") as old, zipfile.ZipFile(folder / "weights.pt", "w") as new:
         for name in old.namelist():

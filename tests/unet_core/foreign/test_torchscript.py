@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,3 +191,18 @@ def test_a_frozen_archive_is_refused_with_the_remedy(tmp_path: Path) -> None:
         torch.jit.save(frozen, tmp_path / "frozen.pt")
     with pytest.raises(ModelPackageError, match="without torch.jit.freeze"):
         read_state(tmp_path / "frozen.pt")
+
+
+def test_archives_with_random_bytes_changed_are_read_or_refused_by_our_own_error(tmp_path: Path) -> None:
+    whole, random = REAL.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(3):  # in the table of contents, where most of the zip's structure is
+            data[len(data) - 1 - int(random.integers(12_000))] = int(random.integers(256))
+        (tmp_path / "changed.pt").write_bytes(data)
+        try:
+            read_state(tmp_path / "changed.pt")
+        except ModelPackageError:
+            refused += 1
+    assert refused > 100
