@@ -102,7 +102,9 @@ class Predictor:
 def load_predictor(package: ModelPackage, device: str, precision: Literal["float32", "bfloat16"], threads: int) -> Predictor:
     """Put a model on a device, channels last; the package's own network is left as it is."""
     # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    # The older flag too, since torch's ONNX exporter asks by it and fails where the two differ.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
     network: Any = copy.deepcopy(package.network).eval()

@@ -16,7 +16,7 @@ from unet_core.errors import ModelPackageError
 from unet_core.footprint import Footprint
 from unet_core.geometry import Shape
 from unet_core.model_description import ModelDescription
-from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.normalisation import Normalisation, from_moments, from_percentiles
 
 INPUT_ID, OUTPUT_ID = "image", "probabilities"
 CONFIG_KEY = "unet_flows"  # holds model.json without its weights, from which a package is restored as it was
@@ -131,14 +131,33 @@ def _fixed_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
     return Normalisation(offset=stated.offset, scale=stated.scale)
 
 
+def _axes(stated: Any, dims: int) -> list[str]:
+    return [*(["channel"] if stated.joint else []), *_AXES[-dims:]]
+
+
+def _voxels(stated: Any, image: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The voxels of each channel, or of all for each, (C, voxels)."""
+    voxels = image.astype(np.float64)
+    return np.broadcast_to(voxels.ravel(), (len(image), voxels.size)) if stated.joint else voxels.reshape(len(image), -1)
+
+
 def _percentiles(stated: Any, dims: int) -> list[dict[str, Any]]:
-    kwargs = {"axes": list(_AXES[-dims:]), "min_percentile": stated.low, "max_percentile": stated.high}
-    return [{"id": "scale_range", "kwargs": kwargs}]
+    kwargs = {"axes": _axes(stated, dims), "min_percentile": stated.low, "max_percentile": stated.high}
+    return [{"id": "scale_range", "kwargs": kwargs | ({"eps": stated.eps} if stated.eps else {})}]
 
 
 def _percentile_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
-    low, high = np.percentile(image.reshape(len(image), -1).astype(np.float64), (stated.low, stated.high), axis=1)
-    return from_percentiles(low, high)
+    low, high = np.percentile(_voxels(stated, image), (stated.low, stated.high), axis=1)
+    return from_percentiles(low, high, stated.eps)
+
+
+def _moments(stated: Any, dims: int) -> list[dict[str, Any]]:
+    return [{"id": "zero_mean_unit_variance", "kwargs": {"axes": _axes(stated, dims), "eps": stated.eps}}]
+
+
+def _moment_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
+    voxels = _voxels(stated, image)
+    return from_moments(voxels.mean(axis=1), voxels.std(axis=1), stated.eps)
 
 
 def _none(stated: Any, dims: int) -> list[dict[str, Any]]:
@@ -153,6 +172,7 @@ def _no_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
 _NORMALISATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "fixed": (_fixed, _fixed_numbers),
     "image": (_percentiles, _percentile_numbers),
+    "moments": (_moments, _moment_numbers),
     "none": (_none, _no_numbers),
 }
 

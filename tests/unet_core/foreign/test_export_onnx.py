@@ -139,7 +139,7 @@ def test_what_exists_is_not_overwritten(package: ModelPackage, tmp_path: Path) -
 
 def test_a_missing_extra_is_named(package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ModelPackageError, match=r"'onnxscript', which is not installed; pip install 'unet-flows\[export\]'"):
+    with pytest.raises(ModelPackageError, match=r"'onnxscript', which is not installed; pip install 'unet-flows\[zoo\]'"):
         export_onnx(package, str(tmp_path / "model.onnx"))
 
 
