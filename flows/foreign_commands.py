@@ -44,8 +44,8 @@ def import_(
         "output": f"{description.heads[0].kind}: {', '.join(entry.name for entry in description.classes)}",
         "voxel size": description.voxel_size_um,
         "test output": f"reproduced to {done.difference.absolute:.2g}, {done.difference.relative:.2g} of its range",
-        "margin": f"{geometry.before} before, {geometry.after} after" if geometry else None,
-        "stride": geometry.stride if geometry else None,
+        "margin": f"{geometry.before} before, {geometry.after} after",
+        "stride": geometry.stride,
         "notes": done.notes,
     }
     for name, value in facts.items():

@@ -312,3 +312,19 @@ class Misuse(nn.Module):
 def test_a_sample_of_the_whole_box_is_no_row(how: str, words: str) -> None:
     with pytest.raises(FootprintError, match=words):
         footprint(Misuse(how).eval(), approximate=True)
+
+
+def test_a_network_of_the_table_with_instance_normalisation(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    """As many models of the bioimage.io zoo have it; imported ones run like this."""
+    model = make_model(network="zoo_unet", norm="instance", padding="same", levels=2, base=4)
+    image, network = make_image((75, 93)), load_model(model).network
+    with pytest.raises(FootprintError, match=r"InstanceNorm2d.*--approximate"):
+        run(make_job(image=str(image), output=str(tmp_path / "out"), model=str(model)))
+    assert not (tmp_path / "out").exists()
+    options = {"model": str(model), "approximate": True, "tile_shape": (24, 32), "block_shape": (48, 32)}
+    summary = run(make_job(image=str(image), output=str(tmp_path / "out"), probabilities="float32", **options))
+    assert summary.status == "complete"
+    assert summary.seams is not None
+    np.testing.assert_allclose(
+        probabilities(tmp_path / "out"), tile_by_tile(network, textured((75, 93)), (24, 32)), atol=1e-5, rtol=0
+    )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unet_core.errors import FootprintError, ModelPackageError
+from unet_core.errors import ModelPackageError
 from unet_core.footprint import Footprint
 from unet_core.foreign.architectures import OURS, Architecture, Candidate, candidates, unknown
 from unet_core.foreign.axes import Axes, axes_of
@@ -44,14 +44,14 @@ class Imported:
 
     Args:
         description: what ``model.json`` says.
-        footprint: of the network; None if it has none, the notes say why.
+        footprint: of the network; the notes say what of it depends on the whole image.
         difference: to the package's own test output.
         weights: format of what was read.
         notes: what the user should know.
     """
 
     description: ModelDescription
-    footprint: Footprint | None
+    footprint: Footprint
     difference: Difference
     weights: str
     notes: tuple[str, ...]
@@ -265,14 +265,14 @@ def _write(task: Task, chosen: Chosen, weights: str, out: str, output_kind: Outp
         facts = _facts(task, weights, chosen.difference)
         description = describe(task.source, chosen.spec, task.input_axes, task.output_axes, kind, task.normalisation, facts)
     notes: list[str] = []
-    geometry: Footprint | None = None
     with tempfile.TemporaryDirectory() as folder:  # what does not load is never written where the user wants it
         save_model(folder, chosen.network, description)
-        try:
-            geometry = load_model(folder).footprint
-        except FootprintError as error:
-            notes.append(f"taken over, but cannot be run on parts of an image: {error}")
-    if geometry is not None and geometry.is_padded:
+        package = load_model(folder)
+    if package.whole_box:
+        notes.append(
+            f"layers {', '.join(package.whole_box)} look at the whole image, so it is not exact in parts; run it with --approximate"
+        )
+    if package.footprint.is_padded:
         notes.append(
             "its own tools continue the image by zeros at its border, here it is mirrored; results differ there by design"
         )
@@ -281,4 +281,4 @@ def _write(task: Task, chosen: Chosen, weights: str, out: str, output_kind: Outp
     if description.voxel_size_um == "unknown":
         notes.append("it states no voxel size; choose the level of an image yourself")
     save_model(out, chosen.network, description)
-    return Imported(description, geometry, chosen.difference, weights, tuple(notes))
+    return Imported(description, package.footprint, chosen.difference, weights, tuple(notes))

@@ -473,6 +473,7 @@ def test_instance_normalisation_is_told_by_the_names_and_taken_over_with_a_note(
     done = import_model(package, tmp_path / "out")
     assert done.description.network.arguments["norm"] == "instance"
     assert done.difference.is_small
+    assert any("look at the whole image" in note and "--approximate" in note for note in done.notes)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
