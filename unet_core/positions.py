@@ -174,13 +174,13 @@ def dependency(traced: Trace, rows: dict[str, Samples], axis: int, voxel: int) -
         inputs = step.inputs[:1] if isinstance(step.operation, Crop) else step.inputs  # of the reference only the size matters
         inputs = tuple(name for name in inputs if name in rows)
         for name in inputs:
-            part = _source(step, rows, axis, first, last)
+            part = source_rows(step, rows, axis, first, last)
             known = needed.get(name, part)
             needed[name] = (min(known[0], part[0]), max(known[1], part[1]))
     return needed[traced.source]
 
 
-def _source(step: Step, rows: dict[str, Samples], axis: int, first: int, last: int) -> tuple[int, int]:
+def source_rows(step: Step, rows: dict[str, Samples], axis: int, first: int, last: int) -> tuple[int, int]:
     """Samples of a step's input that its samples ``first`` to ``last`` see."""
     operation = step.operation
     if isinstance(operation, Window):

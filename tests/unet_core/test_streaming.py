@@ -1,0 +1,114 @@
+"""A network fed strip by strip gives the logits of one pass over the whole box, computes no row twice, and holds only what waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unet_core.networks.test_conformance import CASE_IDS, CASES, build
+from unet_core import streaming
+from unet_core.errors import FootprintError
+from unet_core.footprint import footprint
+from unet_core.rules import Trace, trace
+from unet_core.streaming import Streaming, stream
+
+
+def box(network: torch.nn.Module, strides: int) -> torch.Tensor:
+    """Noise of a legal shape that is some strides longer than the margin, and as narrow as can be on the other axes."""
+    geometry = footprint(network)
+    least = [1] * geometry.dims
+    least[0] = geometry.before[0] + geometry.after[0] + strides * geometry.stride[0]
+    shape = geometry.legal_shape(tuple(least))
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(2, 1, *shape)).astype(np.float32))
+
+
+def check(network: torch.nn.Module, strip: int) -> None:
+    image = box(network, 5)
+    with torch.inference_mode():
+        whole = network(image)
+        found = torch.cat([*stream(trace(network), image, strip)], dim=2)
+    assert found.shape == whole.shape
+    assert whole.std() > 1e-4
+    assert (found - whole).abs().max() <= 1e-5 * (whole.max() - whole.min())
+
+
+@pytest.mark.parametrize("strip", [1, 7, 16, 10**6])
+@pytest.mark.parametrize(("name", "dims", "arguments"), CASES, ids=CASE_IDS)
+def test_strips_of_any_height_give_one_pass(name: str, dims: int, arguments: dict[str, Any], strip: int) -> None:
+    check(build(name, dims, base=4, **arguments), strip)
+
+
+@pytest.mark.parametrize("mutant", ["forgets a row", "starts a row late"])
+@pytest.mark.parametrize(("name", "arguments"), [("unet", {"levels": 3}), ("attention_unet", {"levels": 3})])
+def test_rows_lost_or_shifted_are_seen(name: str, arguments: Any, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = streaming.source_rows
+
+    def wrong(step: Any, rows: Any, axis: int, first: int, last: int) -> tuple[int, int]:
+        start, end = exact(step, rows, axis, first, last)
+        late = step.name.startswith("crop_like") and start > 0
+        return (start + late, end + late) if mutant == "starts a row late" else (start, end)
+
+    if mutant == "forgets a row":
+        drop = streaming._Queue.drop_before
+        monkeypatch.setattr(streaming._Queue, "drop_before", lambda queue, first: drop(queue, first + 1))
+    monkeypatch.setattr(streaming, "source_rows", wrong)
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        check(build(name, 2, base=4, **arguments), 7)
+
+
+class Counting(torch.fx.Interpreter):
+    """Rows that the convolutions of a pass over the whole box make."""
+
+    def __init__(self, traced: Trace) -> None:
+        super().__init__(traced.graph)
+        self.rows = 0
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        made = super().call_module(target, args, kwargs)
+        if isinstance(self.fetch_attr(target), torch.nn.Conv2d | torch.nn.Conv3d):
+            self.rows += made.shape[2]
+        return made
+
+
+@pytest.mark.parametrize(("name", "dims", "arguments"), CASES, ids=CASE_IDS)
+def test_no_convolution_makes_a_row_twice(name: str, dims: int, arguments: dict[str, Any]) -> None:
+    traced = trace(build(name, dims, base=2, **arguments))
+    image = box(traced.graph, 5)
+    made = []
+    for module in traced.graph.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+            module.register_forward_hook(lambda module, args, result: made.append(result.shape[2]))
+    with torch.inference_mode():
+        for _ in stream(traced, image, 3):
+            pass
+        streamed = sum(made)
+        counting = Counting(traced)
+        counting.run(image)
+    assert streamed == counting.rows > 0
+
+
+@pytest.mark.parametrize("name", ["unet", "attention_unet", "fc_densenet", "vnet"])
+def test_what_waits_does_not_grow_with_the_box_and_steps_keep_their_shapes(name: str) -> None:
+    arguments = next(case[2] for case in CASES if case[0] == name)
+    traced = trace(build(name, 2, base=2, **arguments))
+    geometry = footprint(traced.graph)
+    stride = geometry.stride[0]
+    image = box(traced.graph, 40)
+    run, held, shapes = Streaming(traced, image.shape[2]), [], []
+    with torch.inference_mode():
+        for first in range(0, image.shape[2] - geometry.before[0] - geometry.after[0] - 2 * stride, 2 * stride):
+            part = run.push(image[:, :, first : first + 2 * stride])
+            held.append(sum(part.numel() for queue in run._queues.values() for part in queue.parts))
+            shapes.append(part.shape if part is not None else None)
+    assert len({*held[10:]}) == 1
+    assert len({*shapes[10:]}) == 1
+    assert shapes[0] is None
+
+
+def test_a_padded_network_is_refused_by_the_name_of_its_layer() -> None:
+    network = build("unet", 2, padding="same", levels=2)
+    with pytest.raises(FootprintError, match="'contracting_0_0' pads along the axis that is streamed"):
+        next(stream(trace(network), torch.zeros(1, 1, 8, 8), 4))
