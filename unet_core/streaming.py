@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_core.errors import FootprintError
 from unet_core.positions import crop_counts, samples_of, source_rows
@@ -30,6 +30,7 @@ from unet_core.rules import Crop, Expand, Interpolate, Operation, Step, Trace, T
 
 AXIS = 0  # of the spatial axes: z in 3D, y in 2D
 _DIM = 2 + AXIS  # of a tensor (N, C, *spatial)
+_MAKE_THEIR_OWN = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def check_streams(traced: Trace) -> None:
@@ -203,11 +204,11 @@ def _first_row(operation: Operation, first: int, start: int) -> int:
 
 
 def _call(traced: Trace, node: torch.fx.Node) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The computation of a node as a function of its inputs by name; it changes none of them, since other steps may read them."""
+    """The computation of a node as a function of its inputs by name; it changes none that other steps may read."""
     function: Any = node.target
     if node.op == "call_module":
         function = traced.graph.get_submodule(str(node.target))
-        if getattr(function, "inplace", False):
+        if getattr(function, "inplace", False) and not _is_fresh(traced, node.args[0]):
             function = copy.copy(function)
             function.inplace = False
 
@@ -217,3 +218,10 @@ def _call(traced: Trace, node: torch.fx.Node) -> Callable[[dict[str, Tensor]], T
         return result
 
     return call
+
+
+def _is_fresh(traced: Trace, value: torch.fx.Node) -> bool:
+    """Whether a value has memory of its own and one reader, so that this one may change it in place."""
+    if value.op != "call_module" or len(value.users) > 1:
+        return False
+    return isinstance(traced.graph.get_submodule(str(value.target)), _MAKE_THEIR_OWN)
