@@ -220,7 +220,7 @@ def _call(traced: Trace, node: torch.fx.Node) -> Callable[[dict[str, Tensor]], T
     return call
 
 
-def _is_fresh(traced: Trace, value: torch.fx.Node) -> bool:
+def _is_fresh(traced: Trace, value: Any) -> bool:
     """Whether a value has memory of its own and one reader, so that this one may change it in place."""
     if value.op != "call_module" or len(value.users) > 1:
         return False
