@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import FootprintError
+from unet_core.operations import Crop, Expand, Interpolate, Operation, Step, Trace, Trim, Window
 from unet_core.positions import crop_counts, samples_of, source_rows
-from unet_core.rules import Crop, Expand, Interpolate, Operation, Step, Trace, Trim, Window
 
 AXIS = 0  # of the spatial axes: z in 3D, y in 2D
 _DIM = 2 + AXIS  # of a tensor (N, C, *spatial)

@@ -12,7 +12,8 @@ from tests.unet_core.networks.test_conformance import CASE_IDS, CASES, build
 from unet_core import streaming
 from unet_core.errors import FootprintError
 from unet_core.footprint import footprint
-from unet_core.rules import Trace, trace
+from unet_core.operations import Trace
+from unet_core.rules import trace
 from unet_core.streaming import Streaming, stream
 
 
