@@ -80,11 +80,11 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
     """
     from math import prod
 
+    from unet_core.blocks import BLOCK_SIZES
     from unet_core.cost import operations
     from unet_core.geometry import Box
     from unet_core.model_package import load_model
     from unet_core.plan import fit_block_shape
-    from unet_core.planning import BLOCK_SIZES
 
     package = load_model(model, trust_model)
     description, geometry = package.description, package.footprint

@@ -63,6 +63,8 @@ class RunOptions:
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
     approximate: Flag = False
     """Run networks whose layers look at the whole box (InstanceNorm, GroupNorm, global pooling), in tiles of fixed position."""
+    strip: WholeOrNone = None
+    """Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once."""
     tile_shape: str | None = None
     """Voxels along (z,) y, x of the tiles of --approximate, e.g. 512,512."""
     ngff: Literal["0.5", "0.4"] = "0.5"
@@ -91,6 +93,7 @@ class RunOptions:
         plain = (
             "model",
             "trust_model",
+            "strip",
             "level",
             "series",
             "time",

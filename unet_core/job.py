@@ -62,6 +62,12 @@ class SegmentationJob(BaseModel):
     tile_shape: tuple[Positive, ...] | None = Field(
         None, title="Tile shape", description="Voxels along (z,) y, x of the tiles of an approximate run."
     )
+    strip: int | None = Field(
+        None,
+        ge=0,
+        title="Strip",
+        description="Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once.",
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
     threads: int = Field(
         1,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from math import prod
+
+import torch
 
 from unet_core.cost import on_meta
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
+from unet_core.live_bytes import LiveBytes
 from unet_core.operations import Trace
+from unet_core.streaming import AXIS, Streaming
 
 # What the allocator and the convolution library keep beside the tensors, and what reading, readout and encoding need.
 _OVERHEAD = 1.6
+_STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
 
 
@@ -37,3 +44,26 @@ def peak_bytes(traced: Trace | OpaqueNetwork, input_shape: Shape, element_bytes:
             if last_use[parent] == position
         )
     return int(peak * _OVERHEAD) + parameters + _FIXED_BYTES
+
+
+def strip_bytes(traced: Trace, input_shape: Shape, strip: int, element_bytes: int = 4) -> int:
+    """Bytes that are alive at once while a network is fed strips of ``strip`` rows of an input of ``input_shape`` (C, *spatial).
+
+    Found by feeding it tensors without values until all that waits for the decoder is there and three more strips have passed.
+    """
+    network = traced.graph
+    parameters = sum(value.numel() for value in network.parameters()) * element_bytes
+    streaming = Streaming(replace(traced, graph=_without_values(network)), input_shape[1 + AXIS])
+    shape = (1, input_shape[0], strip, *input_shape[2 + AXIS :])
+    with torch.inference_mode(), LiveBytes() as live:
+        more = 3
+        for _ in range(input_shape[1 + AXIS] // strip):
+            if streaming.push(torch.empty(shape, device="meta")) is not None:
+                more -= 1
+            if not more:
+                break
+    return int(live.peak * element_bytes / 4 * _STRIP_OVERHEAD) + parameters + _FIXED_BYTES
+
+
+def _without_values(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    return copy.deepcopy(network).to("meta")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class ModelPackage:
     def dims(self) -> int:
         return self.footprint.dims
 
-    @property
+    @cached_property
     def traced(self) -> Trace | OpaqueNetwork:
         """The steps of the network; of one that cannot be traced, itself."""
         return self.network if isinstance(self.network, OpaqueNetwork) else trace(self.network, approximate=True)

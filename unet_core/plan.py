@@ -118,6 +118,7 @@ class Plan(_Record):
         exact: False if the result depends on ``tile_shape``, because layers of the network look at a whole tile at once.
         tile_shape: of the boxes that such a network runs in, a grid from the image's origin; blocks are whole numbers of
             them. None for exact plans, whose JSON leaves it out.
+        strip: rows of the first axis that the network is fed at a time; None for whole boxes, and left out of the JSON then.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -131,6 +132,7 @@ class Plan(_Record):
     ngff: Literal["0.5", "0.4"]
     block_shape: Shape
     tile_shape: Shape | None = None
+    strip: int | None = None
     chunk_shape: Shape
     levels: tuple[LevelPlan, ...]
     images: tuple[ImagePlan, ...]
@@ -145,7 +147,7 @@ class Plan(_Record):
 
     def canonical(self) -> bytes:
         """The plan as stored."""
-        without = {"tile_shape"} if self.tile_shape is None else None
+        without = {name for name in ("tile_shape", "strip") if getattr(self, name) is None}
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
 
     @property

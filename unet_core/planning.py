@@ -7,12 +7,12 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
-from unet_core.errors import FootprintError, JobError, MemoryBudgetError, VolumeError
+from unet_core.blocks import BLOCK_SIZES, COPIES, choose_blocks
+from unet_core.errors import FootprintError, JobError, VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
-from unet_core.memory import peak_bytes
 from unet_core.model_package import ModelPackage, load_model, model_url
 from unet_core.operations import Trace
 from unet_core.places import check_size
@@ -24,9 +24,7 @@ from unet_core.plan import (
     LabelName,
     ModelPlan,
     Plan,
-    check_block_shape,
     chunk_shape_for,
-    fit_block_shape,
     pyramid,
 )
 from unet_core.predict import resolve_device
@@ -34,9 +32,7 @@ from unet_core.rules import refusal
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
 
-BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}  # tried in this order until one fits the memory
 GIB = 1 << 30
-_COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
 MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is warned
 
 
@@ -69,6 +65,7 @@ class Planned:
             "reads": f"{plan.footprint.read_shape} voxels a {'tile' if plan.tile_shape else 'block'}, {read / write:.2f} x what it writes",
             "exact": plan.exact,
             **({"tiles": f"{plan.tile_shape} voxels, seen whole by {', '.join(self.whole_box)}"} if plan.tile_shape else {}),
+            **({"strips": f"{plan.strip} rows of {plan.spatial_axes[0]} at a time"} if plan.strip else {}),
             "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
@@ -95,10 +92,11 @@ def resolve(job: SegmentationJob) -> Planned:
     kind: Literal["classes", "regions"] = "regions" if head.kind == "regions" else "classes"
     images = output.images_of(kind, classes, job.probabilities)
     tile_shape: Shape | None = None
+    strip: int | None = None
     if package.whole_box:
         block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images)
     else:
-        block_shape, memory = _block_shape(job, package, shape)
+        block_shape, strip, memory = choose_blocks(job, package, source, images)
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
@@ -137,6 +135,7 @@ def resolve(job: SegmentationJob) -> Planned:
         ngff=job.ngff,
         block_shape=block_shape,
         tile_shape=tile_shape,
+        strip=strip,
         chunk_shape=chunk_shape_for(block_shape),
         levels=pyramid(shape, opened.voxel_size),
         images=images,
@@ -199,7 +198,7 @@ def _whole_tiles(
 ) -> tuple[Shape, Shape, int]:
     """Block shape and tile shape, and the bytes that one tile and the finished block around it need."""
     allowance = int(job.memory_gib * GIB)
-    voxel_bytes = _COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
+    voxel_bytes = COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
     traced = package.traced
     assert isinstance(traced, Trace)  # what is opaque names no layers
     element_bytes = 2 if job.precision == "bfloat16" else 4
@@ -240,26 +239,3 @@ def _check_readable(source: inputs.Source, regions: list[Box], job: Segmentation
         )
     sampling.check_chunks(source, regions)
     return absent
-
-
-def _block_shape(job: SegmentationJob, package: ModelPackage, image_shape: Shape) -> tuple[Shape, int]:
-    """The block shape asked for, or the largest usual one that fits the memory; with the bytes a block needs."""
-    stride, dims = package.footprint.stride, package.dims
-    allowance = int(job.memory_gib * GIB)
-    traced = package.traced
-    if job.block_shape is not None:
-        check_block_shape(job.block_shape, stride)
-        candidates = [job.block_shape]
-    else:
-        candidates = [tuple(-(-size // step) * step for step in stride) for size in BLOCK_SIZES[dims]]
-    needed = 0
-    for candidate in candidates:
-        shape = fit_block_shape(candidate, image_shape, stride)
-        read = package.footprint.read_box(Box.from_shape(shape)).shape
-        needed = peak_bytes(traced, (len(package.description.input_channels), *read), 2 if job.precision == "bfloat16" else 4)
-        if needed <= allowance:
-            return shape, needed
-    raise MemoryBudgetError(
-        f"A block of {shape} voxels (reading {read}) needs {needed / GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
-        "use a smaller --block-shape, or allow more with --memory-gib."
-    )

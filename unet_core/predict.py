@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unet_core.cpu import keep_freed_memory, use_onednn
 from unet_core.errors import BlockError, JobError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
+from unet_core.operations import Trace
 from unet_core.rules import trace
+from unet_core.streaming import Streaming
 
 _CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,6 +69,7 @@ class Predictor:
         dtype: of the arithmetic.
         dims: spatial axes.
         threads: CPU threads of a forward pass.
+        traced: the steps of ``network``; None if they are not known.
     """
 
     network: torch.nn.Module
@@ -71,6 +77,7 @@ class Predictor:
     dtype: torch.dtype
     dims: int
     threads: int
+    traced: Trace | None
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32]) -> Tensor:
@@ -79,28 +86,65 @@ class Predictor:
         Raises:
             BlockError: if an input voxel or a logit is NaN or infinite; never a label.
         """
-        if not np.isfinite(image).all():
-            raise BlockError(f"input is NaN or infinite at {_first(~np.isfinite(image))} of the read box (channel, then axes)")
+        with self._threads():
+            return _checked(self.network(self._batch(image, 0)), 0)
+
+    @torch.inference_mode()
+    def streamed(self, strips: Iterable[NDArray[np.float32]], length: int) -> Iterator[Tensor]:
+        """The same logits in parts (K, rows, ...) that follow one another along the first spatial axis.
+
+        Args:
+            strips: the normalised image in parts (C, rows, ...), likewise.
+            length: rows of the whole image, legal.
+
+        Raises:
+            BlockError: as for ``logits``.
+        """
+        assert self.traced is not None  # the plan streams no other
+        streaming = Streaming(self.traced, length)
+        read = made = 0
+        for rows in strips:
+            with self._threads():
+                part = streaming.push(self._batch(rows, read))
+                read += rows.shape[1]
+                if part is None:
+                    continue
+                logits = _checked(part, made)
+            made += logits.shape[1]
+            yield logits
+
+    def _batch(self, image: NDArray[np.float32], first_row: int) -> Tensor:
+        """(1, C, Z, Y, X) on the device."""
+        finite = np.isfinite(image)
+        if not finite.all():
+            raise BlockError(f"input is NaN or infinite at {_first(~finite, first_row)} of the read box (channel, then axes)")
+        return torch.from_numpy(image)[None].to(self.device, self.dtype, memory_format=_CHANNELS_LAST[self.dims])
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            batch = torch.from_numpy(image)[None].to(
-                self.device, self.dtype, memory_format=_CHANNELS_LAST[self.dims]
-            )  # (1, C, Z, Y, X)
-            logits: Tensor = self.network(batch)[0].float()  # (K, Z, Y, X)
+            yield
         finally:
             torch.set_num_threads(before)
-        finite = torch.isfinite(logits)
-        if not bool(finite.all()):
-            raise BlockError(
-                f"logits not finite at {_first((~finite).cpu().numpy())} of the write box (channel, then axes); "
-                "the intensities may lie far outside those of the training"
-            )
-        return logits
+
+
+def _checked(batch: Tensor, first_row: int) -> Tensor:
+    """Logits (K, *spatial) in float32 of a batch of one."""
+    logits = batch[0].float()
+    finite = torch.isfinite(logits)
+    if not bool(finite.all()):
+        raise BlockError(
+            f"logits not finite at {_first((~finite).cpu().numpy(), first_row)} of the write box (channel, then axes); "
+            "the intensities may lie far outside those of the training"
+        )
+    return logits
 
 
 def load_predictor(package: ModelPackage, device: str, precision: Literal["float32", "bfloat16"], threads: int) -> Predictor:
     """Put a model on a device, channels last; the package's own network is left as it is."""
+    keep_freed_memory()
     # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
     # The older flag too, since torch's ONNX exporter asks by it and fails where the two differ.
     torch.backends.cudnn.allow_tf32 = False
@@ -108,9 +152,12 @@ def load_predictor(package: ModelPackage, device: str, precision: Literal["float
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
     network: Any = copy.deepcopy(package.network).eval()
-    graph: Any = network if isinstance(network, OpaqueNetwork) else trace(network, approximate=bool(package.whole_box)).graph
+    traced = None if isinstance(network, OpaqueNetwork) else trace(network, approximate=bool(package.whole_box))
+    graph: Any = network if traced is None else traced.graph
     graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])
-    return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads)
+    if device == "cpu" and precision == "float32":
+        use_onednn(graph)
+    return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads, traced)
 
 
 @torch.inference_mode()
@@ -145,5 +192,6 @@ def crop_to(logits: Tensor, shape: Shape, skip: Shape) -> Tensor:
     return logits
 
 
-def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
-    return tuple(int(position) for position in np.argwhere(where)[0])
+def _first(where: NDArray[np.bool_], first_row: int) -> tuple[int, ...]:
+    channel, row, *rest = (int(position) for position in np.argwhere(where)[0])
+    return (channel, first_row + row, *rest)

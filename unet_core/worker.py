@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ import unet_core
 from unet_core import inputs, ledger, output
 from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
 from unet_core.footprint import Footprint
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.plan import Plan, Stage
@@ -79,52 +80,61 @@ def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> 
 
 
 def segment_block(worker: Worker, index: int) -> Record:
-    """Read, normalise, predict, encode and commit one block of the finest level."""
-    plan, grid = worker.plan, worker.plan.stages[0].grid
-    clock = _Clock()
-    write = grid.block(index)
-    if plan.tile_shape is not None:
-        values, absent = _in_tiles(worker, write, plan.tile_shape, clock)
-        return _commit(worker, plan.stages[0], index, values, clock, absent)
-    # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
-    # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
-    read = worker.footprint.read_box(write)
-    image = read_reflected(worker.source, read)
-    clock.stop("read")
-    normalised = plan.model.normalisation.apply(image)
-    logits = crop_to(worker.predictor.logits(normalised), write.shape, worker.footprint.skip)
-    values = _readout(plan, logits)
-    clock.stop("predict")
-    return _commit(worker, plan.stages[0], index, values, clock, worker.source.missing_chunks(read))
+    """Read, normalise, predict, encode and commit one block of the finest level.
 
-
-def _in_tiles(worker: Worker, write: Box, tile_shape: Shape, clock: _Clock) -> tuple[list[NDArray[Any]], tuple[str, ...]]:
-    """What each image of the plan stores of a block, tile by tile; and the absent chunks that were read as background.
-
-    Every tile is read and predicted whole, also where it hangs over the end of the image, and its logits are turned into values
-    by themselves: so that they depend on its position alone, to the last bit.
+    What the network gives comes in parts (the whole block, strips of it, or tiles), each turned into values by itself.
     """
     plan = worker.plan
+    clock, write = _Clock(), plan.stages[0].grid.block(index)
     values: list[NDArray[Any]] = [
         np.empty((*((image.channels,) if image.channels else ()), *write.shape), dtype=image.dtype) for image in plan.images
     ]
     absent: dict[str, None] = {}
-    for tile in tiles_of(write, tile_shape):
-        read = worker.footprint.read_box(tile)
-        image = read_reflected(worker.source, read)
-        clock.stop("read")
-        kept = tile.intersect(write)
-        try:
-            logits = worker.predictor.logits(plan.model.normalisation.apply(image))
-        except BlockError as error:
-            raise BlockError(f"tile {tile}: {error}") from error
-        parts = _readout(plan, crop_to(logits, kept.shape, worker.footprint.skip))
-        place: tuple[Any, ...] = kept.shift(tuple(-first for first in write.start)).slices()
-        for whole, part in zip(values, parts, strict=True):
-            whole[(Ellipsis, *place)] = part
+    for place, logits in _parts(worker, write, clock, absent):
+        inside: tuple[Any, ...] = place.shift(tuple(-first for first in write.start)).slices()
+        for whole, part in zip(values, _readout(plan, logits), strict=True):
+            whole[(Ellipsis, *inside)] = part
         clock.stop("predict")
-        absent |= dict.fromkeys(worker.source.missing_chunks(read))
-    return values, tuple(absent)
+    return _commit(worker, plan.stages[0], index, values, clock, tuple(absent))
+
+
+def _parts(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -> Iterator[tuple[Box, torch.Tensor]]:
+    """The logits of a block in parts, each with its place; ``absent`` gets the chunks that were read as background."""
+    plan, skip = worker.plan, worker.footprint.skip
+    if plan.tile_shape is not None:
+        # Every tile is read and predicted whole, also where it hangs over the end of the image, so that its logits depend on its
+        # position alone, to the last bit.
+        for tile in tiles_of(write, plan.tile_shape):
+            image = _read(worker, worker.footprint.read_box(tile), clock, absent)
+            kept = tile.intersect(write)
+            try:
+                logits = worker.predictor.logits(plan.model.normalisation.apply(image))
+            except BlockError as error:
+                raise BlockError(f"tile {tile}: {error}") from error
+            yield kept, crop_to(logits, kept.shape, skip)
+        return
+    # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
+    # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
+    image = _read(worker, worker.footprint.read_box(write), clock, absent)
+    if plan.strip is None:
+        yield write, crop_to(worker.predictor.logits(plan.model.normalisation.apply(image)), write.shape, skip)
+        return
+    length, first = image.shape[1], write.start[0]
+    starts = range(0, length, plan.strip)
+    strips = (plan.model.normalisation.apply(image[:, start : start + plan.strip]) for start in starts)
+    for logits in worker.predictor.streamed(strips, length):
+        end = min(first + logits.shape[1], write.stop[0])
+        if end > first:
+            place = Box((first, *write.start[1:]), (end, *write.stop[1:]))
+            yield place, crop_to(logits, place.shape, skip)
+        first = end
+
+
+def _read(worker: Worker, read: Box, clock: _Clock, absent: dict[str, None]) -> NDArray[Any]:
+    image = read_reflected(worker.source, read)
+    absent |= dict.fromkeys(worker.source.missing_chunks(read))
+    clock.stop("read")
+    return image
 
 
 def _readout(plan: Plan, logits: torch.Tensor) -> list[NDArray[Any]]:

@@ -6,7 +6,7 @@ It runs on tensors that have a shape, a type and a lifetime, but no values, so a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet_core.errors import UnetCoreError
 from unet_core.geometry import Shape
+from unet_core.live_bytes import LiveBytes
 
 Network = Callable[[Tensor], Any]
 
@@ -119,28 +118,7 @@ def _without_values() -> Iterator[None]:
 
 
 def _observe(network: Network, value: Tensor) -> Observed:
-    live, operations = _LiveBytes(), FlopCounterMode(display=False)
+    live, operations = LiveBytes(), FlopCounterMode(display=False)
     with torch.no_grad(), operations, live:
         network(value)
     return Observed(live.peak + prod(value.shape) * value.element_size(), operations.get_total_flops())
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that exist after each operation."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
-        return result

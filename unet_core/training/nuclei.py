@@ -165,7 +165,7 @@ def _margin(network: torch.nn.Module, annotated: Annotated) -> NDArray[np.float3
     whole = Box.from_shape(annotated.labels.shape)
     geometry = footprint(network)
     read = read_reflected(ArrayVolume(annotated.image, axes="cyx"), geometry.read_box(whole))
-    predictor = Predictor(network, "cpu", torch.float32, 2, torch.get_num_threads())
+    predictor = Predictor(network, "cpu", torch.float32, 2, torch.get_num_threads(), None)
     logits = crop_to(predictor.logits(annotated.normalisation.apply(read)), whole.shape, geometry.skip)
     margin: NDArray[np.float32] = (logits[1] - logits[0]).numpy()
     return margin

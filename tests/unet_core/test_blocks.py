@@ -1,0 +1,101 @@
+"""Blocks and strips: what the planner chooses, and that streaming changes no label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.conftest import textured
+from tests.unet_core.test_segment import digest, expected_logits, labels_of
+from unet_core.blocks import FEWEST_BLOCKS
+from unet_core.errors import FootprintError, GridError, MemoryBudgetError
+from unet_core.geometry import BlockGrid
+from unet_core.job import make_job
+from unet_core.plan import Plan
+from unet_core.segment import plan_run, run
+
+Maker = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "block", "strips"),
+    [
+        ({"levels": 3}, (150, 93), (72, 64), (0, 4, 16, 128)),
+        ({"levels": 2, "dims": 3}, (33, 22, 37), (16, 14, 22), (0, 2, 8, 32)),
+    ],
+)
+def test_strips_give_the_labels_of_one_pass_and_the_same_bytes_each_time(
+    arguments: dict[str, Any], shape: tuple[int, ...], block: tuple[int, ...], strips: tuple[int, ...],
+    make_model: Maker, make_image: Maker, tmp_path: Path,
+) -> None:  # fmt: skip
+    image, model = make_image(shape), make_model(**arguments)
+    logits = expected_logits(model, textured(shape))
+    softmax = np.exp(logits - logits.max(0))
+    softmax /= softmax.sum(0)
+    ids = set()
+    for strip in strips:
+        found = []
+        for number in range(2):
+            job = make_job(
+                image=str(image), output=str(tmp_path / f"{strip}-{number}"), model=str(model), block_shape=block, strip=strip,
+                probabilities="float32",
+            )  # fmt: skip
+            summary = run(job)
+            assert summary.status == "complete"
+            assert summary.blocks > 2
+            found.append(tmp_path / f"{strip}-{number}")
+        assert digest(found[0]) == digest(found[1])
+        stored = zarr.open_array(found[0] / "0", mode="r")[...]
+        np.testing.assert_allclose(stored, softmax, atol=1e-5)
+        clear = np.abs(logits[0] - logits[1]) > 1e-5 * np.ptp(logits)
+        np.testing.assert_array_equal(labels_of(found[0])[clear], logits.argmax(0)[clear])
+        plan = plan_run(job)
+        assert plan.strip == (strip or None)
+        ids.add(plan.id)
+    assert len(ids) == len(strips)  # strips change last bits, so they are part of the plan
+
+
+def planned(image_shape: tuple[int, ...], model: Path, folder: Path, **options: Any) -> Plan:
+    path = folder / "x".join(map(str, image_shape))
+    if not path.exists():
+        zarr.create_array(
+            path, shape=image_shape, dtype="uint8", chunks=tuple(min(512, size) for size in image_shape), fill_value=7
+        )
+    return plan_run(make_job(image=str(path), output=str(folder / "out"), model=str(model), missing="fill", **options))
+
+
+def test_large_images_get_large_blocks_and_small_ones_enough_of_them(make_model: Maker, tmp_path: Path) -> None:
+    model = make_model(levels=5, base=16)
+    blocks = {side: planned((side, side), model, tmp_path) for side in (512, 1024, 2048, 4096, 16384)}
+    counts = {side: BlockGrid((side, side), plan.block_shape).block_count for side, plan in blocks.items()}
+    assert blocks[16384].block_shape == (4096, 2048)
+    assert counts[512] == 2  # more would compute a quarter of it twice
+    assert counts[1024] >= 4
+    assert counts[4096] >= FEWEST_BLOCKS
+    assert all(plan.strip for plan in blocks.values())
+
+
+def test_less_memory_makes_lower_strips_and_smaller_blocks(make_model: Maker, tmp_path: Path) -> None:
+    model = make_model(levels=5, base=64)
+    sizes = []
+    for memory in (8.0, 0.6, 0.4):
+        plan = planned((16384, 16384), model, tmp_path, memory_gib=memory)
+        sizes.append((np.prod(plan.block_shape), plan.strip))
+    assert sizes == sorted(sizes, reverse=True)
+    assert len({*sizes}) == 3
+    with pytest.raises(MemoryBudgetError, match=r"needs .* GiB, the worker may use 0.2 GiB; use a smaller --block-shape"):
+        planned((16384, 16384), model, tmp_path, memory_gib=0.2)
+
+
+def test_what_cannot_run_in_strips_runs_in_whole_blocks_or_is_refused_by_name(make_model: Maker, tmp_path: Path) -> None:
+    padded = make_model(levels=3, padding="same")
+    assert planned((300, 300), padded, tmp_path).strip is None
+    with pytest.raises(FootprintError, match="pads along the axis that is streamed"):
+        planned((300, 300), padded, tmp_path, strip=16)
+    with pytest.raises(GridError, match="strip of 15 rows is not a multiple of the network's stride 4; use 16"):
+        planned((300, 300), make_model(levels=3), tmp_path, strip=15)

@@ -1,0 +1,143 @@
+"""How large blocks are, and whether the network runs through them strip by strip: as large as memory allows. Reads no voxel."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+
+from unet_core.cost import operations
+from unet_core.errors import FootprintError, GridError, MemoryBudgetError
+from unet_core.foreign.opaque_network import OpaqueNetwork
+from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.inputs import Source
+from unet_core.job import SegmentationJob
+from unet_core.memory import peak_bytes, strip_bytes
+from unet_core.model_package import ModelPackage
+from unet_core.operations import Trace
+from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_shape
+from unet_core.streaming import AXIS, check_streams
+
+# Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
+BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}
+STREAMED_SIZES = {
+    2: ((4096, 2048), (2048, 2048), (2048, 1024), (1024, 1024), (1024, 512), (512, 512), (512, 256), (256, 256), (128, 128)),
+    3: (
+        (256, 192, 192),
+        (256, 128, 128),
+        (128, 128, 128),
+        (128, 96, 96),
+        (128, 64, 64),
+        (64, 64, 64),
+        (64, 32, 32),
+        (32, 32, 32),
+    ),
+}
+STRIPS = {2: (128, 64, 32), 3: (8,)}  # rows, sections; tried in this order
+FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so that several workers have something to do
+MAX_REDUNDANCY = 1.25  # operations, over those of the cheapest blocks, that more blocks may cost
+COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
+_GIB = 1 << 30
+
+
+def choose_blocks(
+    job: SegmentationJob, package: ModelPackage, source: Source, images: tuple[ImagePlan, ...]
+) -> tuple[Shape, int | None, int]:
+    """Shape of the blocks, rows of a strip (None for whole blocks at once), and the bytes that a worker needs for one.
+
+    Raises:
+        GridError: if a size that the user chose is not a multiple of the network's stride.
+        FootprintError: if the user asks for strips, and the network has a layer that cannot run in them.
+        MemoryBudgetError: if nothing fits, with both numbers.
+    """
+    stride, image_shape = package.footprint.stride, source.spatial_shape
+    strips = _strips(job, package)
+    if job.block_shape is not None:
+        check_block_shape(job.block_shape, stride)
+        candidates: list[Shape] = [job.block_shape]
+    else:
+        usual = STREAMED_SIZES if strips else {dims: [(size,) * dims for size in sizes] for dims, sizes in BLOCK_SIZES.items()}
+        candidates = [
+            tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual[package.dims]
+        ]
+    allowed = int(job.memory_gib * _GIB)
+    shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
+    needed = 0
+    for shape in shapes[_first_choice(package, shapes, image_shape) :]:
+        read = package.footprint.read_box(Box.from_shape(shape)).shape
+        for strip in strips or (None,):
+            needed = _needed(job, package, source, images, shape, read, strip)
+            if needed <= allowed:
+                return shape, strip, needed
+    raise MemoryBudgetError(
+        f"A block of {shape} voxels (reading {read}) needs {needed / _GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
+        "use a smaller --block-shape, or allow more with --memory-gib."
+    )
+
+
+def _strips(job: SegmentationJob, package: ModelPackage) -> tuple[int, ...]:
+    """Rows of a strip to try, in this order; none if the network runs in whole blocks."""
+    stride = package.footprint.stride[AXIS]
+    if job.strip == 0 or (job.strip is None and not _can_stream(package)):
+        return ()
+    if job.strip is None:
+        return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[package.dims]))
+    if isinstance(package.traced, OpaqueNetwork):
+        raise FootprintError(
+            f"Model '{package.description.name}' is TorchScript, whose layers are not known; --strip 0 runs whole blocks."
+        )
+    check_streams(package.traced)
+    if job.strip % stride:
+        nearest = -(-job.strip // stride) * stride
+        raise GridError(f"A strip of {job.strip} rows is not a multiple of the network's stride {stride}; use {nearest}.")
+    return (job.strip,)
+
+
+def _can_stream(package: ModelPackage) -> bool:
+    if isinstance(package.traced, OpaqueNetwork):
+        return False
+    try:
+        check_streams(package.traced)
+    except FootprintError:
+        return False
+    return True
+
+
+def _first_choice(package: ModelPackage, shapes: list[Shape], image_shape: Shape) -> int:
+    """Which of some block shapes, the largest first, to take if memory allows: the first that leaves enough blocks, unless one of
+    fewer blocks computes much less twice."""
+    costs = [_operations(package, shape, image_shape) for shape in shapes]
+    cheap = [index for index, cost in enumerate(costs) if cost <= MAX_REDUNDANCY * min(costs)]
+    return next((index for index in cheap if BlockGrid(image_shape, shapes[index]).block_count >= FEWEST_BLOCKS), cheap[-1])
+
+
+def _operations(package: ModelPackage, block_shape: Shape, image_shape: Shape) -> int:
+    """Of all blocks of an image; those at its end are smaller, and compute more for each voxel."""
+    sides = [
+        [(side, count) for side, count in ((block, size // block), (size % block, 1)) if side and count]
+        for block, size in zip(block_shape, image_shape, strict=True)
+    ]
+    total = 0
+    for blocks in product(*sides):
+        read = package.footprint.read_box(Box.from_shape(tuple(side for side, _ in blocks))).shape
+        count = prod(count for _, count in blocks)
+        total += count * operations(package.traced, (len(package.description.input_channels), *read))
+    return total
+
+
+def _needed(
+    job: SegmentationJob,
+    package: ModelPackage,
+    source: Source,
+    images: tuple[ImagePlan, ...],
+    shape: Shape,
+    read: Shape,
+    strip: int | None,
+) -> int:
+    element_bytes = 2 if job.precision == "bfloat16" else 4
+    input_shape = (len(package.description.input_channels), *read)
+    if strip is None:
+        return peak_bytes(package.traced, input_shape, element_bytes)
+    assert isinstance(package.traced, Trace)  # others have no strips
+    finished = COPIES * prod(shape) * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
+    image_bytes = prod(input_shape) * source.volume.dtype.itemsize
+    return strip_bytes(package.traced, input_shape, strip, element_bytes) + finished + image_bytes
