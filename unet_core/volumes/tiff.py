@@ -68,7 +68,9 @@ class TiffVolume(LaidOut):
         self._channels = choose_channels(selection.channels, self._size("c"), url)
         keyframe = self._series.keyframe
         check_page(keyframe, file.is_imagej, url)
-        planes = prod(size for letter, size in zip(self._series.axes, self._series.shape, strict=True) if letter not in "YXS")
+        self._in_page = _in_page(self._series, url)
+        sizes = zip(self._series.axes, self._series.shape, strict=True)
+        planes = prod(size for letter, size in sizes if letter not in self._in_page)
         # Large stacks of ImageJ have one page; their other planes follow it.
         offset = self._series.dataoffset if len(self._series.pages) < planes else None
         self._mapped = None if offset is None else map_planes(keyframe, offset, planes, url)
@@ -106,13 +108,17 @@ class TiffVolume(LaidOut):
     def _size(self, axis: str) -> int:
         return int(self._series.shape[self._file_axes.index(axis)]) if axis in self._file_axes else 1
 
+    @property
+    def _channels_in_page(self) -> bool:
+        return len(self._in_page) > 2
+
     def read(self, box: Box) -> NDArray[Any]:
         check_inside(self, box)
         spatial = dict(zip(self.spatial_axes, box.slices(), strict=True))
         sections = range(spatial["z"].start, spatial["z"].stop) if "z" in spatial else range(1)
         out = np.zeros((self.channel_count, len(sections), *box.shape[-2:]), dtype=self.dtype)
         plane = Box(box.start[-2:], box.stop[-2:])
-        samples = "S" in self._series.axes
+        samples = self._channels_in_page
         for row, z in enumerate(sections):
             if samples:
                 out[:, row] = self._read_plane({"t": self._time, "z": z}, plane)[list(self._channels)]
@@ -135,7 +141,7 @@ class TiffVolume(LaidOut):
         """Planes are numbered by the leading axes in C order."""
         number = 0
         for letter, axis, size in zip(self._series.axes, self._file_axes, self._series.shape, strict=True):
-            if letter not in "YXS":
+            if letter not in self._in_page:
                 number = number * int(size) + position[axis]
         return number
 
@@ -145,7 +151,7 @@ class TiffVolume(LaidOut):
         if self._mapped is not None or box.is_empty:
             return ()
         sections = range(box.start[0], box.stop[0]) if "z" in self.spatial_axes else range(1)
-        channels = (0,) if "S" in self._series.axes else self._channels
+        channels = (0,) if self._channels_in_page else self._channels
         found: list[str] = []
         for channel, z in itertools.product(channels, sections):
             number = self._number({"t": self._time, "z": z, "c": channel})
@@ -166,6 +172,19 @@ class TiffVolume(LaidOut):
             return fingerprint(local_path(self.url))
         every = "\n".join(f"{path.name} {sorted(fingerprint(path).items())}" for path in sorted(paths))
         return {"files": hashlib.sha256(every.encode()).hexdigest()}
+
+
+def _in_page(series: tifffile.TiffPageSeries, url: str) -> str:
+    """Letters of the axes that lie inside each page; samples of a page may be called C by the series."""
+    samples = int(series.keyframe.samplesperpixel)
+    if samples == 1 or "S" in series.axes:
+        return "YXS" if "S" in series.axes else "YX"
+    if "C" not in series.axes or series.shape[series.axes.index("C")] != samples:
+        raise VolumeError(
+            f"axes: {url} has {series.axes} {tuple(series.shape)}, but each of its pages holds {samples} samples; "
+            "save it with one channel a page."
+        )
+    return "YXC"
 
 
 def _axes(letters: str, shape: Shape, url: str) -> str:
