@@ -150,7 +150,9 @@ def _expect(value: Any, kind: type | tuple[type, ...]) -> Any:
 
 
 def _new_module(called: Any, arguments: Any) -> Module:
-    if not isinstance(called, _Global) or not called.name.startswith("__torch__.") or arguments != ():
+    module = called.name.partition(" ")[0] if isinstance(called, _Global) else ""
+    # A class of the script that saved it has no more of a module than this.
+    if (module != "__torch__" and not module.startswith("__torch__.")) or arguments != ():
         raise _Refused(_what(called))
     return Module()
 
@@ -168,7 +170,7 @@ def _call(called: Any, arguments: Any) -> Any:
         storage, offset, shape, steps = arguments[:4]
         if not len(_expect(shape, tuple)) == len(_expect(steps, tuple)) <= MAX_AXES:
             raise TypeError(f"a tensor of {len(shape)} axes")
-        if any(type(number) is not int or number < 0 for number in (offset, *shape, *steps)):
+        if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (offset, *shape, *steps)):
             raise TypeError("a tensor of a shape that is none")
         return Record(_expect(storage, Storage), offset, shape, steps)
     if name == "collections OrderedDict" and arguments == ():

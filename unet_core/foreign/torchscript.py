@@ -21,10 +21,13 @@ from torch import Tensor
 from unet_core.errors import ModelPackageError
 from unet_core.foreign.inert_pickle import Module, Record, first_line, walk
 from unet_core.foreign.zips import ZIP_ERRORS, is_zip
+from unet_core.validation import shorten
 
 MAX_PICKLE_BYTES = 8 << 20  # the structure, usually some kilobytes; tensors lie in files of their own
 MAX_NAMES = 20_000
 MAX_DEPTH = 64
+MAX_LETTERS = 4096  # of a dotted name
+MAX_ATTRIBUTES = 1 << 20  # of all modules, each as often as it is reached
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 
 
@@ -38,6 +41,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if is_torchscript(path):
         return read_tensors(path)
+    _check_members(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it announces what it then refuses
@@ -46,7 +50,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ModelPackageError(
             f"{path} holds more than tensors and plain values ({first_line(error)}); refused, since loading it could run code."
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
+    except Exception as error:  # torch follows the bytes of a stranger; damaged ones end in errors of any kind
         raise ModelPackageError(f"{path} is no readable state dict ({first_line(error)}); copy it again.") from None
     while isinstance(loaded, dict) and not _is_state(loaded):
         inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), dict)), None)
@@ -57,12 +61,42 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ModelPackageError(
             f"{path} holds no state dict, which maps names to tensors; export the weights with torch.save(network.state_dict(), ...)."
         )
+    for name, tensor in loaded.items():
+        _check_plain(name, tensor, path)
     prefix = "module." if all(name.startswith("module.") for name in loaded) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
 
 
 def _is_state(value: dict[Any, Any]) -> bool:
     return bool(value) and all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items())
+
+
+def _check_plain(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse what is no array of numbers that lie in the file: sparse, without values, or one number repeated by steps of 0."""
+    kind = "meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+        raise ModelPackageError(
+            f"{path}: tensor {shorten(name)} is {'quantised' if tensor.is_quantized else kind}; save plain tensors of the CPU."
+        )
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > stored:
+        raise ModelPackageError(
+            f"{path}: tensor {shorten(name)} of shape {tuple(tensor.shape)} has {tensor.numel()} numbers, its file {stored}; "
+            "save it with tensor.contiguous()."
+        )
+
+
+def _check_members(path: Path) -> None:
+    """Refuse a zip from which more would come than it has bytes: compressed, or with parts that overlap. Torch writes neither."""
+    if not is_zip(path):
+        return
+    with zipfile.ZipFile(path) as archive:  # is_torchscript has opened it before
+        infos = archive.infolist()
+    packed = next((info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise ModelPackageError(f"{path}: {shorten(packed)} is compressed; torch writes no such file.")
+    if sum(info.file_size for info in infos) > os.path.getsize(path):
+        raise ModelPackageError(f"{path} states more bytes than it has; its parts overlap, which torch never writes.")
 
 
 def is_torchscript(path: Path) -> bool:
@@ -155,20 +189,29 @@ class _Members:
 def _named(root: Any, path: Path) -> Iterator[tuple[str, Record]]:
     """Dotted names of all tensors below a module, in the order in which they are written."""
     waiting = [("", root, 0)]
-    visited = found = 0
+    visited = found = attributes = 0
     while waiting:
         prefix, module, depth = waiting.pop()
+        members = module.attributes if isinstance(module, Module) else {}
         visited += 1
-        if visited + found > MAX_NAMES or depth > MAX_DEPTH or len(prefix) > MAX_DEPTH * 64:
+        attributes += len(members)
+        if visited + found > MAX_NAMES or depth > MAX_DEPTH or attributes > MAX_ATTRIBUTES:
             raise ModelPackageError(
-                f"{path} has more than {MAX_NAMES} modules and tensors, or {MAX_DEPTH} levels of them; no network has."
+                f"{path} has more than {MAX_NAMES} modules and tensors, {MAX_ATTRIBUTES} attributes, or {MAX_DEPTH} levels of them; "
+                "no network has."
             )
         inner = []
-        for name, value in module.attributes.items() if isinstance(module, Module) else ():
+        for name, value in members.items():
+            if not isinstance(value, Module | Record):
+                continue
+            if len(prefix) + len(str(name)) > MAX_LETTERS:
+                raise ModelPackageError(
+                    f"{path} has a tensor or module with a name of more than {MAX_LETTERS} letters; no network has."
+                )
             if isinstance(value, Record):
                 found += 1
                 yield f"{prefix}{name}", value
-            elif isinstance(value, Module):
+            else:
                 inner.append((f"{prefix}{name}.", value, depth + 1))
         waiting += reversed(inner)
     if not found:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,132 @@ def test_state_dicts_are_unwrapped(wrap: str, tmp_path: Path) -> None:
     found = read_state(tmp_path / "state.pt")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def with_member(name: bytes, value: bytes) -> bytes:
+    """Pickle of a module with one member."""
+    return b"c__torch__.m\nM\n)\x81}X" + struct.pack("<I", len(name)) + name + value + b"sb"
+
+
+def tensor(shape: tuple[int, ...], steps: tuple[int, ...], offset: int = 0) -> bytes:
+    """Pickle of a tensor of the 144 numbers that data/0 of the real archive holds."""
+
+    def whole(number: int) -> bytes:
+        return b"\x8a\x20" + number.to_bytes(32, "little")
+
+    text = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x90tQ"
+    sizes, lengths = (b"(" + b"".join(map(whole, numbers)) + b"t" for numbers in (shape, steps))
+    rest = b"\x89ccollections\nOrderedDict\n)RtR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n((" + text + whole(offset) + sizes + lengths + rest
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "offset"), [((0,), (1 << 200,), 0), ((0, 1 << 200), (1, 1), 0), ((0,), (1,), 1 << 63)]
+)
+def test_numbers_that_torch_has_no_room_for_are_refused(shape: Any, steps: Any, offset: int, tmp_path: Path) -> None:
+    fits = with_pickle(PICKLE_START + with_member(b"w", tensor((3, 2), (1, 4))) + PICKLE_END, tmp_path / "fits.pt")
+    assert read_tensors(fits)["w"].shape == (3, 2)
+    path = with_pickle(PICKLE_START + with_member(b"w", tensor(shape, steps, offset)) + PICKLE_END, tmp_path / "wild.pt")
+    with pytest.raises(ModelPackageError, match="a tensor of a shape that is none"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("what", ["name", "attributes"])
+def test_what_many_share_does_not_make_a_small_archive_large(what: str, tmp_path: Path) -> None:
+    """One module, referred to by 300 names: with a name of a megabyte, or with 30,000 attributes."""
+    shared = with_member(b"n" * 1_000_000, tensor((1,), (1,)))
+    if what == "attributes":
+        shared = b"c__torch__.m\nM\n)\x81}(" + b"".join(b"J" + struct.pack("<i", n) + b"\x88" for n in range(30_000)) + b"ub"
+    names = b"".join(b"X\x03\x00\x00\x00%03dh\x07" % n for n in range(300))
+    path = with_pickle(
+        PICKLE_START + b"c__torch__.m\nM\n)\x81}(X\x01\x00\x00\x000" + shared + b"q\x07" + names + b"ub.", tmp_path / "x"
+    )
+    tracemalloc.start()
+    with pytest.raises(ModelPackageError, match="more than 4096 letters" if what == "name" else "1048576 attributes"):
+        read_tensors(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+class Plain(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 2, 3)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(value)
+        return result
+
+
+def test_a_network_of_the_script_that_saved_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plain, "__module__", "__main__")
+    path = save_script(Plain(), tmp_path / "main.pt")
+    with zipfile.ZipFile(path) as archive:
+        assert b"c__torch__\nPlain\n" in archive.read("main/data.pkl")
+    check_same(path)
+    other = with_pickle(PICKLE_START + b"c__torch__x\nPlain\n)\x81" + PICKLE_END, tmp_path / "other.pt")
+    with pytest.raises(ModelPackageError, match="'__torch__x.Plain'"):
+        read_tensors(other)
+
+
+ODD: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
+    "repeated": (lambda: torch.zeros(1).expand(30_000, 30_000), "900000000 numbers, its file 1;"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "is sparse_coo; save plain tensors"),
+    "rows": (lambda: torch.eye(3).to_sparse_csr(), "is sparse_csr; save plain tensors"),
+    "meta": (lambda: torch.empty(3, 3, device="meta"), "is meta; save plain tensors"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_what_is_no_array_of_numbers_in_the_file_is_refused(name: str, tmp_path: Path) -> None:
+    make, words = ODD[name]
+    torch.save({"a.weight": make()}, tmp_path / "odd.pt")
+    with pytest.raises(ModelPackageError, match=f"tensor a.weight .*{words}"):
+        read_state(tmp_path / "odd.pt")
+
+
+def test_a_compressed_state_dict_or_one_of_parts_that_overlap_is_refused(tmp_path: Path) -> None:
+    state = {"a": torch.zeros(100_000), "b": torch.ones(100_000)}
+    torch.save(state, tmp_path / "state.pt")
+    stored = rewrite(tmp_path / "state.pt", tmp_path / "stored.pt", lambda name, old: old)
+    assert torch.equal(read_state(stored)["b"], state["b"])
+    packed = rewrite(tmp_path / "state.pt", tmp_path / "packed.pt", lambda name, old: old, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ModelPackageError, match="is compressed; torch writes no such file"):
+        read_state(packed)
+    data = stored.read_bytes()
+    with zipfile.ZipFile(stored) as archive:
+        first, second = (info.header_offset for info in archive.infolist() if info.filename in ("state/data/0", "state/data/1"))
+    table = data.index(b"PK\x01\x02")
+    moved = data[table:].replace(struct.pack("<I", second) + b"state/data/1", struct.pack("<I", first) + b"state/data/1")
+    start = data.index(b"PK\x03\x04", second + 4)
+    cut = len(data[second:start])
+    assert data[table:] != moved
+    overlap = tmp_path / "overlap.pt"
+    later = bytearray(moved)
+    with zipfile.ZipFile(stored) as archive:  # the second's numbers are left out, all that follows moves up
+        for info in archive.infolist():
+            if info.header_offset > second:
+                place = bytes(later).index(struct.pack("<I", info.header_offset) + info.filename.encode())
+                later[place : place + 4] = struct.pack("<I", info.header_offset - cut)
+    end = bytes(later).rindex(b"PK\x05\x06") + 16
+    later[end : end + 4] = struct.pack("<I", table - cut)
+    overlap.write_bytes(data[:second] + data[start:table] + later)
+    with pytest.raises(ModelPackageError, match="its parts overlap"):
+        read_state(overlap)
+
+
+def test_legacy_state_dicts_with_random_bytes_changed_are_read_or_refused_by_our_own_error(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "state.pt", _use_new_zipfile_serialization=False)
+    whole, random = (tmp_path / "state.pt").read_bytes(), np.random.default_rng(0)
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            data[random.integers(len(data))] = random.integers(256)
+        (tmp_path / "changed.pt").write_bytes(data)
+        with suppress(ModelPackageError):
+            read_state(tmp_path / "changed.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"weights", b"\x80\x02}q\x00.", b"PK\x03\x04", None])
