@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +49,13 @@ class Axes:
         return np.transpose(tensor, (0, 1, *(2 + axis for axis in self.to_zyx)))
 
 
-def axes_of(tensor: Any, where: str) -> Axes:
+def axes_of(tensor: Any, where: str, halo_of: Mapping[str, int] | None = None) -> Axes:
     """Read the axes of an input or output of a package.
 
     Args:
         tensor: its description.
         where: for messages.
+        halo_of: voxels by name of axis, where the description itself cannot say it.
 
     Raises:
         ModelPackageError: for any other order than batch, channel, space, as networks of torch have it.
@@ -69,19 +72,27 @@ def axes_of(tensor: Any, where: str) -> Axes:
     space = {str(axis.id): axis for axis in tensor.axes[2:]}
     ordered = [space[name] for name in "zyx"[-len(space) :]]
     known = all(axis.unit in UNIT_UM for axis in ordered)
-    halo = tuple(int(getattr(axis, "halo", None) or 0) for axis in ordered)
+    halo = tuple(int(getattr(axis, "halo", None) or (halo_of or {}).get(str(axis.id), 0)) for axis in ordered)
     return Axes(
         batch=names[0],
         channel=names[1],
-        channel_names=_distinct([shorten(str(name)) for name in tensor.axes[1].channel_names]),
+        channel_names=distinct(str(name) for name in tensor.axes[1].channel_names),
         spatial=tuple(names[2:]),
         voxel_size_um=tuple(float(axis.scale) * UNIT_UM[axis.unit] for axis in ordered) if known else None,
         halo=halo if any(halo) else None,
     )
 
 
-def _distinct(names: list[str]) -> tuple[str, ...]:
-    """Names as given, numbered where two channels have the same or none."""
-    return tuple(
-        name if name and names.count(name) == 1 else f"{name or 'channel'} {number}" for number, name in enumerate(names)
-    )
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as given, shortened, and numbered where a channel has none or that of another."""
+    given = [shorten(name) for name in names]
+    taken = {name for name, count in Counter(given).items() if count == 1}
+    found: list[str] = []
+    for number, name in enumerate(given):
+        if not name or name not in taken:
+            stem = name or "channel"
+            counts = (f"{stem} {count}" for count in range(number, number + 2 * len(given) + 1))
+            name = next(text for text in counts if text not in taken)
+            taken.add(name)
+        found.append(name)
+    return tuple(found)

@@ -34,7 +34,8 @@ class _Linear:
     scale: Numbers
 
     def then(self, offset: Numbers, scale: Numbers) -> _Linear:
-        return _Linear(self.offset + offset * self.scale, self.scale * scale)
+        with np.errstate(all="ignore"):  # what is not finite in the end is refused
+            return _Linear(self.offset + offset * self.scale, self.scale * scale)
 
 
 def normalisation_of(steps: Sequence[Any], axes: Axes, where: str) -> Normalised:
@@ -64,7 +65,8 @@ def normalisation_of(steps: Sequence[Any], axes: Axes, where: str) -> Normalised
             gain = _numbers(step, step.kwargs.gain, axes, where)
             if not (gain > 0).all():
                 raise _refused(step, where, f"its gain is {step.kwargs.gain}; a gain above zero has a counterpart")
-            linear = linear.then(-_numbers(step, step.kwargs.offset, axes, where) / gain, 1 / gain)
+            with np.errstate(all="ignore"):
+                linear = linear.then(-_numbers(step, step.kwargs.offset, axes, where) / gain, 1 / gain)
         elif step.id == "fixed_zero_mean_unit_variance":
             mean, deviation = (_numbers(step, value, axes, where) for value in (step.kwargs.mean, step.kwargs.std))
             linear = linear.then(mean, deviation + FIXED_EPS)
@@ -76,7 +78,12 @@ def normalisation_of(steps: Sequence[Any], axes: Axes, where: str) -> Normalised
         return statistic
     if not linear.offset.any() and (linear.scale == 1).all():
         return NoNormalisation()
-    return FixedNormalisation(offset=tuple(map(float, linear.offset)), scale=tuple(map(float, linear.scale)))
+    try:
+        return FixedNormalisation(offset=tuple(map(float, linear.offset)), scale=tuple(map(float, linear.scale)))
+    except ValidationError as error:
+        raise ModelPackageError(
+            f"{where}: its processing steps come to an offset or scale that float32 has no room for: {first_problem(error)}."
+        ) from None
 
 
 def activation_of(steps: Sequence[Any], axes: Axes, where: str) -> Activation:

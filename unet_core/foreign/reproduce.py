@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unet_core.errors import GridError, ModelPackageError
+from unet_core.errors import ModelPackageError
 from unet_core.foreign.architectures import Candidate
+from unet_core.foreign.observe import REFUSALS
 from unet_core.foreign.processing import Activation
 from unet_core.model_description import NetworkSpec
 
@@ -92,8 +93,8 @@ def logits_of(network: Callable[[Tensor], Tensor], image: NDArray[np.float32]) -
     try:
         with torch.inference_mode():
             logits = network(torch.from_numpy(image)[None])
-    except GridError as error:  # a size that the network does not take
-        return str(error)
+    except REFUSALS as error:  # a size or a number of channels that the network does not take
+        return " ".join(str(error)[-300:].split()) or type(error).__name__
     return logits if isinstance(logits, Tensor) else f"it gives a {type(logits).__name__}"
 
 

@@ -10,9 +10,9 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unet_core.errors import ModelPackageError
+from unet_core.foreign.yaml_file import MAX_YAML_BYTES, read_mapping
 from unet_core.foreign.zips import ZIP_ERRORS, is_zip
 from unet_core.places import check_location
 from unet_core.store import is_remote, local_path
@@ -29,9 +30,8 @@ from unet_core.validation import first_problem, shorten
 
 YAML_NAMES = ("bioimageio.yaml", "rdf.yaml")
 READ = ("pytorch_state_dict", "torchscript")  # formats of weights that are read, the preferred first
-MAX_YAML_BYTES = 1 << 20
-MAX_ENTRIES = 100_000  # of the yaml, aliases followed
 MAX_FILE_BYTES = 16 << 30
+MAX_TENSOR_BYTES = 1 << 30  # of a test tensor; a few megabytes of a zip can hold much more
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Source:
         root: folder with its files, or what was taken out of a zip.
         archive: the zip, if it is one.
         where: for messages.
+        fixed_halo: of the first output, axis to voxels, where the newest version has no word for it.
     """
 
     content: dict[str, Any]
@@ -60,13 +61,19 @@ class Source:
     root: Path
     archive: zipfile.ZipFile | None
     where: str
+    fixed_halo: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, source: Any) -> bool:
         """Whether a file is one of the package, not a link elsewhere."""
         return _is_relative(source)
 
-    def file(self, source: Any, sha256: Any) -> StoredFile:
+    def file(self, source: Any, sha256: Any, limit: int = MAX_FILE_BYTES) -> StoredFile:
         """A file of the package, its hash checked where one is stated.
+
+        Args:
+            source: its place in the package.
+            sha256: as stated, or None.
+            limit: bytes that it may have.
 
         Raises:
             ModelPackageError: if it leads out of the package, is absent, or is another than stated.
@@ -78,13 +85,16 @@ class Source:
         path = self.root.joinpath(*parts)
         try:
             if self.archive is not None:
-                _take_out(self.archive, name, path, self.where)
+                _take_out(self.archive, name, path, self.where, limit)
             if not path.resolve().is_relative_to(self.root.resolve()):
                 raise ModelPackageError(
                     f"{self.where}: '{shorten(name)}' leads out of the package; only files inside it are read."
                 )
             if not path.is_file():
                 raise ModelPackageError(f"{self.where} lacks the file {shorten(name)} that it names; copy the whole package.")
+            size = path.stat().st_size
+            if size > limit:
+                raise ModelPackageError(f"{self.where}: {shorten(name)} has {size} bytes, more than {limit}; refused.")
             actual = _sha256(path)
         except (OSError, ValueError) as error:  # no right to read, names too long or with a zero in them
             raise ModelPackageError(f"{self.where}: {shorten(repr(name))} cannot be read ({type(error).__name__}).") from None
@@ -95,16 +105,15 @@ class Source:
         return StoredFile(path, name, actual)
 
     def array(self, file: StoredFile) -> NDArray[Any]:
-        """A test tensor: the numbers of an ``.npy`` file."""
+        """A test tensor: the numbers of an ``.npy`` file, mapped; nothing is read until they are used."""
         try:
             array = np.load(file.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError) as error:
-            raise ModelPackageError(
-                f"{self.where}: {file.name} is no array of numbers in .npy format ({str(error)[:100]})."
-            ) from None
+        except Exception as error:  # numpy evaluates the header; what it says may raise anything, TokenError and MemoryError too
+            line = " ".join(str(error).split())[:100] or type(error).__name__
+            raise ModelPackageError(f"{self.where}: {file.name} is no array of numbers in .npy format ({line}).") from None
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
             raise ModelPackageError(f"{self.where}: {file.name} is no array of numbers in .npy format.")
-        return np.array(array)
+        return array
 
 
 @contextmanager
@@ -142,50 +151,15 @@ def open_package(source: str | Path) -> Iterator[Source]:
 
 
 def _read(path: Path, archive: zipfile.ZipFile | None, where: str) -> Source:
-    content = _parse(path, where)
+    content = read_mapping(path, where)
     if content.get("type") != "model":
         raise ModelPackageError(f"{where} describes a {shorten(str(content.get('type')))}, no model; choose another package.")
     weights = content.get("weights")
     formats = [str(name) for name in weights] if isinstance(weights, dict) else []
     if not set(READ) & set(formats):
         raise ModelPackageError(f"{where} has its weights as {', '.join(formats) or 'nothing'}; read are {' and '.join(READ)}.")
-    return Source(content, _validate(content, path, where), path.parent, archive, where)
-
-
-def _parse(path: Path, where: str) -> dict[str, Any]:
-    try:
-        from bioimageio.spec.utils import read_yaml
-        from ruyaml.error import YAMLError
-    except ImportError as error:
-        raise ModelPackageError(
-            f"Packages of bioimage.io need the library {error.name}; install it with: pip install 'unet-flows[zoo]'."
-        ) from None
-    size = path.stat().st_size
-    if size > MAX_YAML_BYTES:
-        raise ModelPackageError(f"{where}: {path.name} has {size} bytes, more than {MAX_YAML_BYTES}; it is no description.")
-    try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError, RecursionError, OSError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelPackageError(f"{where}: {path.name} is not readable YAML ({line}).") from None
-    if not isinstance(content, dict):
-        raise ModelPackageError(f"{where}: {path.name} is no mapping of names to values; it is no description.")
-    _check_size(content, where)
-    return {str(name): value for name, value in content.items()}
-
-
-def _check_size(content: Any, where: str) -> None:
-    """Refuse a yaml whose aliases make much of little."""
-    waiting, count = [content], 0
-    while waiting:
-        value = waiting.pop()
-        count += 1
-        if count + len(waiting) > MAX_ENTRIES:
-            raise ModelPackageError(f"{where}: its yaml has more than {MAX_ENTRIES} entries; it is no description.")
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+    converted, halo = _without_fixed_halo(content)
+    return Source(content, _validate(converted, path, where), path.parent, archive, where, halo)
 
 
 def _validate(content: dict[str, Any], path: Path, where: str) -> Any:
@@ -194,7 +168,7 @@ def _validate(content: dict[str, Any], path: Path, where: str) -> Any:
 
     context = ValidationContext(root=path.parent, file_name=path.name, perform_io_checks=False)
     try:
-        description = build_description(_without_fixed_halos(content), context=context, format_version="latest")
+        description = build_description(content, context=context, format_version="latest")
     except ValidationError as error:  # what is not even a wrong description
         raise ModelPackageError(f"{where} does not follow the format of bioimage.io: {first_problem(error)}.") from None
     if isinstance(description, InvalidDescr):
@@ -209,18 +183,19 @@ def _validate(content: dict[str, Any], path: Path, where: str) -> Any:
     return description
 
 
-def _without_fixed_halos(content: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what version 0.5 has no word for: the halo of an output of fixed shape. It is no part of the network."""
+def _without_fixed_halo(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The content without what version 0.5 has no word for, the halo of an output of fixed shape; and that halo, by axis."""
     outputs = content.get("outputs")
-    if not str(content.get("format_version", "")).startswith("0.4") or not isinstance(outputs, list):
-        return content
-    kept = [
-        {name: value for name, value in entry.items() if name != "halo"}
-        if isinstance(entry, dict) and isinstance(entry.get("shape"), list)
-        else entry
-        for entry in outputs
-    ]
-    return content | {"outputs": kept}
+    if not str(content.get("format_version", "")).startswith("0.4") or not isinstance(outputs, list) or not outputs:
+        return content, {}
+    entry = outputs[0] if isinstance(outputs[0], dict) else {}
+    axes, halo = entry.get("axes"), entry.get("halo")
+    if not isinstance(entry.get("shape"), list) or not isinstance(axes, str) or not isinstance(halo, list):
+        return content, {}
+    if len(halo) != len(axes) or any(type(voxels) is not int or voxels < 0 for voxels in halo):
+        return content, {}  # refused by the format
+    kept = {name: value for name, value in entry.items() if name != "halo"}
+    return content | {"outputs": [kept, *outputs[1:]]}, dict(zip(axes, halo, strict=True))
 
 
 def _is_relative(source: Any) -> bool:
