@@ -21,7 +21,7 @@ from flows import settings
 from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
-from flows.printing import print_json
+from flows.printing import print_json, visible
 from unet_core import __version__
 
 app = App(
@@ -262,8 +262,7 @@ def _fail(error: Exception | str, code: int) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would list what was under way when the run ended
     if "--debug" in sys.argv:
         traceback.print_exc()
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())[:_LONGEST_ERROR]
-    text = text or type(error).__name__
+    text = visible(error)[:_LONGEST_ERROR] or type(error).__name__
     print(f"unet: {text}", file=sys.stderr)
     if "--json" in sys.argv:
         print(json.dumps({"status": "error", "exit_code": code, "error": text}))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from flows.options import Flag, Whole, WholeOrNone
-from flows.printing import print_json
+from flows.printing import print_json, visible
 
 
 def import_(
     source: str,
     out: str,
     *,
-    trusted: Flag = False,
+    trusted: Annotated[Flag, Parameter(name="--trust-model")] = False,
     output_kind: Literal["classes", "regions"] | None = None,
     json: Flag = False,
     debug: Flag = False,
@@ -50,9 +49,9 @@ def import_(
     }
     for name, value in facts.items():
         if name != "notes" and value is not None:
-            print(f"{name:>16}  {value}")
+            print(f"{name:>16}  {visible(value)}")
     for note in done.notes:
-        print(f"{'note':>16}  {note}")
+        print(f"{'note':>16}  {visible(note)}")
     if json:
         difference = {"absolute": done.difference.absolute, "of_range": done.difference.relative}
         print_json(facts | {"description": description.model_dump(mode="json"), "difference": difference})
@@ -60,8 +59,8 @@ def import_(
 
 
 def import_torchscript(
-    file: Path,
-    out: Path,
+    file: str,
+    out: str,
     *,
     dims: Whole,
     channels: Whole,
@@ -71,7 +70,7 @@ def import_torchscript(
     normalisation: Literal["none", "image"] = "none",
     margin: WholeOrNone = None,
     stride: WholeOrNone = None,
-    trusted: Annotated[Flag, Parameter(name=("--trusted", "--trust-model"))] = False,
+    trusted: Annotated[Flag, Parameter(name="--trust-model")] = False,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
@@ -92,35 +91,24 @@ def import_torchscript(
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
-    from colorsys import hsv_to_rgb
+    from unet_core.foreign.import_torchscript import import_torchscript as take_over
 
-    from unet_core.errors import JobError
-    from unet_core.foreign.opaque import package_torchscript
-    from unet_core.model_description import MAX_CHANNELS, TORCHSCRIPT, make_description
-
-    if dims not in (2, 3) or not 1 <= channels <= MAX_CHANNELS:
-        raise JobError(f"--dims is {dims}, --channels {channels}; a network has 2 or 3 axes and at least one channel.")
-    names = [name.strip() for name in classes.split(",")]
-    first = 0 if output_kind == "classes" else 1
-    labels = []
-    for value, name in enumerate(names, first):
-        color = hsv_to_rgb(0.618 * value % 1, 0.9, 1.0 if value else 0.0)  # golden ratio: hues that lie apart
-        labels.append({"value": value, "name": name, "color": "#" + "".join(f"{round(255 * part):02x}" for part in color)})
-    description = make_description(
-        name=file.stem,
-        network={"name": TORCHSCRIPT},
-        heads=[{"name": output_kind, "kind": output_kind, "channels": list(range(len(names)))}],
-        classes=labels,
-        input_channels=[f"channel {number}" for number in range(channels)],
-        normalisation={"kind": normalisation},
-        provenance={"imported from": file.name},
-    )
-    geometry = package_torchscript(
-        file, out, description, dims=dims, probabilities=probabilities, margin=margin, stride=stride, trusted=trusted
+    geometry = take_over(
+        file,
+        out,
+        dims=dims,
+        channels=channels,
+        classes=[name.strip() for name in classes.split(",")],
+        output_kind=output_kind,
+        probabilities=probabilities,
+        normalisation=normalisation,
+        margin=margin,
+        stride=stride,
+        trusted=trusted,
     )
     print(f"model written to {out}; margin {geometry.before} before, {geometry.after} after, stride {geometry.stride}")
     if json:
-        print_json({"model": str(out), "before": geometry.before, "after": geometry.after, "stride": geometry.stride})
+        print_json({"model": out, "before": geometry.before, "after": geometry.after, "stride": geometry.stride})
     return 0
 
 
@@ -150,10 +138,12 @@ def export(
     from unet_core.errors import JobError
     from unet_core.foreign.export_bioimageio import export_bioimageio
     from unet_core.foreign.export_onnx import export_onnx
-    from unet_core.model_package import load_model
+    from unet_core.foreign.exporting import refuse_script
+    from unet_core.model_package import load_model, model_url, read_description
 
     if format == "onnx" and (onnx or author or license):
         raise JobError("--onnx, --author and --license belong to --format bioimageio; an ONNX file has no place for them.")
+    refuse_script(read_description(model_url(model))[0], model)  # before trust is asked for
     package = load_model(model)
     written = (
         export_onnx(package, out)

@@ -11,6 +11,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(_finite(value), default=str, allow_nan=False))
 
 
+def visible(value: Any) -> str:
+    """A value as one line of letters: what others wrote may hold codes that a terminal obeys."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
+
+
 def _finite(value: Any) -> Any:
     """The same without NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):

@@ -22,17 +22,16 @@ from unet_core.footprint import Footprint
 from unet_core.foreign.architectures import OURS, Architecture, Candidate, candidates, unknown
 from unet_core.foreign.axes import Axes, axes_of
 from unet_core.foreign.describe import OutputKind, describe, files_of, stated_description
+from unet_core.foreign.new_package import check_new_package
 from unet_core.foreign.processing import Activation, Normalised, activation_of, check_reference, normalisation_of
 from unet_core.foreign.reproduce import Chosen, Difference, choose
-from unet_core.foreign.script import package_script
-from unet_core.foreign.source import READ, Source, StoredFile, open_package
+from unet_core.foreign.script import could_be_probabilities, package_script
+from unet_core.foreign.source import MAX_TENSOR_BYTES, READ, Source, StoredFile, open_package
 from unet_core.foreign.torchscript import read_state
 from unet_core.inputs import Source as ImageSource
-from unet_core.model_description import DESCRIPTION_FILE, ModelDescription, NetworkSpec
+from unet_core.model_description import ModelDescription, NetworkSpec
 from unet_core.model_package import load_model, save_model
-from unet_core.places import check_writable
 from unet_core.sampling import resolve_normalisation
-from unet_core.store import open_store
 from unet_core.volumes import ArrayVolume
 
 KIND: dict[Activation, OutputKind] = {"sigmoid": "regions", "softmax": "classes"}
@@ -86,9 +85,7 @@ def import_model(
     Raises:
         ModelPackageError: naming what has no counterpart here, or how far the network is from the test output.
     """
-    check_writable(str(out))
-    if open_store(str(out)).exists(DESCRIPTION_FILE):
-        raise ModelPackageError(f"{out} holds a model package already; give another place.")
+    check_new_package(str(out))
     with open_package(source) as package:
         task = _task(package)
         weights, file, state, found = _weights(package, trusted)
@@ -97,17 +94,17 @@ def import_model(
         chosen = choose(turned, task.image, task.expected, task.activation, package.where) if turned else None
         if isinstance(chosen, Chosen):
             return _write(task, chosen, weights, str(out), output_kind)
-        problem = unknown(state, f"{package.where}: {file.name}") if chosen is None else chosen
-        script = _script(package)
+        if chosen is not None:  # a known network with other weights than its test output is of: no script mends that
+            raise chosen
+        script, problem = _script(package), unknown(state, f"{package.where}: {file.name}")
         if script is None:
             raise problem
         if not trusted:
             raise ModelPackageError(
-                f"{problem} Its TorchScript could be run as it is, but can carry code: --trusted does so, if you know where it comes from."
+                f"{problem} Its TorchScript could be run as it is, but can carry code: --trust-model does so, if you know where it comes from."
             )
-        done = package_script(
-            _with_file(task, script), script, str(out), lambda activation: _kind(task, activation, output_kind), _facts
-        )
+        kind = _kind(task, task.activation, output_kind)
+        done = package_script(_with_file(task, script), script, str(out), kind, _facts)
         return Imported(done.description, done.footprint, done.difference, "torchscript, run as it is", done.notes)
 
 
@@ -118,13 +115,14 @@ def _task(package: Source) -> Task:
             f"{where} has {len(description.inputs)} inputs and {len(description.outputs)} outputs; models here take one image and give one."
         )
     entry, result = description.inputs[0], description.outputs[0]
-    input_axes, output_axes = axes_of(entry, f"{where}: input {entry.id}"), axes_of(result, f"{where}: output {result.id}")
+    input_axes = axes_of(entry, f"{where}: input {entry.id}")
+    output_axes = axes_of(result, f"{where}: output {result.id}", package.fixed_halo)
     if input_axes.spatial != output_axes.spatial:
         raise ModelPackageError(
             f"{where}: input along {input_axes.spatial}, output along {output_axes.spatial}; they must be alike."
         )
     check_reference(entry.preprocessing, str(entry.id), where)
-    stated = stated_description(package) if _is_ours(package) else None
+    stated = stated_description(package, input_axes, output_axes) if _is_ours(package) else None
     normalisation = stated.normalisation if stated else normalisation_of(entry.preprocessing, input_axes, where)
     raw, input_file = _test_tensor(package, entry, input_axes)
     expected, output_file = _test_tensor(package, result, output_axes)
@@ -160,14 +158,14 @@ def _test_tensor(package: Source, tensor: Any, axes: Axes) -> tuple[NDArray[Any]
         raise ModelPackageError(
             f"{package.where} has no test tensor for {tensor.id}; without one, nothing shows that the import is right."
         )
-    file = package.file(tensor.test_tensor.source, tensor.test_tensor.sha256)
+    file = package.file(tensor.test_tensor.source, tensor.test_tensor.sha256, MAX_TENSOR_BYTES)
     array = package.array(file)
     channels = len(axes.channel_names)
     if array.ndim != 2 + axes.dims or array.shape[:2] != (1, channels) or not array.size:
         raise ModelPackageError(
             f"{package.where}: {file.name} has the shape {array.shape}; expected are 1 image, {channels} channels and {axes.dims} spatial axes."
         )
-    return axes.in_zyx(array.astype(np.uint8) if array.dtype == bool else array), file
+    return axes.in_zyx(np.array(array, dtype=np.uint8 if array.dtype == bool else array.dtype)), file
 
 
 def _with_file(task: Task, file: StoredFile) -> Task:
@@ -228,8 +226,9 @@ def _kind(task: Task, activation: Activation, output_kind: OutputKind | None) ->
     """What the output is, by its activation, else by the user's word."""
     found = KIND.get(activation)
     if found is None and output_kind is None:
+        ends = "; its test output lies in 0..1" if could_be_probabilities(task.expected, "regions") else ""
         raise ModelPackageError(
-            f"{task.source.where} ends in no activation, so it does not say what its {len(task.output_axes.channel_names)} channels are; "
+            f"{task.source.where} states no activation{ends}. So it does not say what its {len(task.output_axes.channel_names)} channels are; "
             "say so with --output-kind classes (one class a voxel) or regions (each channel above or below one half)."
         )
     if found is not None and output_kind not in (None, found):
@@ -266,8 +265,11 @@ def _write(task: Task, chosen: Chosen, weights: str, out: str, output_kind: Outp
         description = describe(task.source, chosen.spec, task.input_axes, task.output_axes, kind, task.normalisation, facts)
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:  # what does not load is never written where the user wants it
-        save_model(folder, chosen.network, description)
-        package = load_model(folder)
+        try:
+            save_model(folder, chosen.network, description)
+            package = load_model(folder)
+        except ModelPackageError as error:
+            raise ModelPackageError(str(error).replace(folder, task.source.where)) from None
     if package.whole_box:
         notes.append(
             f"layers {', '.join(package.whole_box)} look at the whole image, so it is not exact in parts; run it with --approximate"

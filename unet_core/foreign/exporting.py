@@ -18,6 +18,7 @@ from typing import Any
 from unet_core.errors import JobError, ModelPackageError
 from unet_core.footprint import Footprint
 from unet_core.geometry import Shape
+from unet_core.model_description import SCRIPT_FILE, TORCHSCRIPT, ModelDescription
 from unet_core.places import check_location, check_writable
 from unet_core.store import is_remote, local_path
 
@@ -62,6 +63,15 @@ class Exported:
     path: Path
     sizes: dict[str, int]
     checks: tuple[Check, ...]
+
+
+def refuse_script(description: ModelDescription, where: str) -> None:
+    """Raises ModelPackageError for TorchScript, whose operations are not read."""
+    if description.network.name == TORCHSCRIPT:
+        raise ModelPackageError(
+            f"Model {where} is TorchScript and cannot be exported, since its operations are not read; its file {SCRIPT_FILE} is what other "
+            "programs run."
+        )
 
 
 def require_passed(check: Check, path: str) -> None:

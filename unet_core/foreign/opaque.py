@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unet_core.errors import FootprintError, ModelPackageError
 from unet_core.footprint import Footprint
 from unet_core.foreign.measure import AxisMeasure, measure, stated, takes
+from unet_core.foreign.new_package import check_new_package
 from unet_core.foreign.observe import REFUSALS
-from unet_core.foreign.opaque_network import alone, check_trusted, load_opaque, load_script, unprofiled
+from unet_core.foreign.opaque_network import check_trusted, load_opaque, load_script, runnable
 from unet_core.model_description import (
     SCRIPT_FILE,
     TORCHSCRIPT,
@@ -53,7 +52,7 @@ def package_torchscript(
 
     Args:
         script: file, as ``torch.jit.save`` writes it; its bytes go into the package as they are.
-        out: folder of the package.
+        out: folder or URL of the package; must not hold one.
         description: complete but for ``network``, which is replaced.
         dims: spatial axes.
         probabilities: whether the output has been through sigmoid or soft-max already.
@@ -68,6 +67,7 @@ def package_torchscript(
         FootprintError: if no geometry can be found for it.
     """
     check_trusted(str(script), trusted)
+    check_new_package(str(out))
     if (margin is None) != (stride is None):
         raise FootprintError("Margin and stride are stated together or not at all; give both.")
     if margin is not None and stride is not None and not (margin >= 0 and 1 <= stride <= MAX_STRIDE):
@@ -82,7 +82,7 @@ def package_torchscript(
     channels = len(description.input_channels)
     if test_input is not None and (test_input.ndim != dims + 1 or len(test_input) != channels):
         raise ModelPackageError(f"The test input has shape {test_input.shape}; {channels} channels and {dims} axes are needed.")
-    network = _callable(loaded)
+    network = runnable(loaded)
     if margin is not None and stride is not None:
         found = stated(network, channels, dims, stride, test_input)
         dropped = [axis.shrink // 2 for axis in found]
@@ -102,22 +102,14 @@ def package_torchscript(
     return result.footprint
 
 
-def _callable(script: Any) -> Callable[[Tensor], Tensor]:
-    def network(value: Tensor) -> Tensor:
-        with unprofiled():
-            return alone(script(value))
-
-    return network
-
-
 def _measured(
     script: Any, channels: int, dims: int, test_input: NDArray[np.float32] | None
 ) -> tuple[tuple[AxisMeasure, ...], list[tuple[int, int]]]:
     """Geometry, and the spoilt voxels at start and end along each axis; a stride more in float32."""
     dtype = _MEASURED_IN[dims]
-    network = _callable(copy.deepcopy(script).to(dtype))
+    network = runnable(copy.deepcopy(script).to(dtype))
     if not takes(network, channels, dims, test_input, dtype):  # it has float32 written into its code
-        dtype, network = torch.float32, _callable(script)
+        dtype, network = torch.float32, runnable(script)
     found = measure(network, channels, dims, test_input, dtype)
     more = [axis.stride if dtype == torch.float32 else 0 for axis in found]
     return found, [

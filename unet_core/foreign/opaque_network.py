@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from math import prod
 from typing import Any, Literal
 
@@ -77,8 +78,7 @@ class OpaqueNetwork(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         expected = (1, self.arguments.classes, *self.footprint.output_shape(tuple(value.shape[2:])))
-        with unprofiled():
-            result = alone(self.script(value))
+        result = runnable(self.script)(value)
         if tuple(result.shape) != expected:
             raise BlockError(
                 f"TorchScript returns shape {tuple(result.shape)} for {tuple(value.shape)}, its description says {expected}; "
@@ -147,6 +147,16 @@ def alone(result: Any) -> Tensor:
     if not isinstance(result, Tensor):
         raise ModelPackageError(f"The network returns a {type(result).__name__}, not one array; only one output can be run.")
     return result
+
+
+def runnable(script: Any) -> Callable[[Tensor], Tensor]:
+    """A loaded script as the function that it is: one array in, one array out, each run as the first one."""
+
+    def network(value: Tensor) -> Tensor:
+        with unprofiled():
+            return alone(script(value))
+
+    return network
 
 
 def _logits(values: Tensor, kind: str) -> Tensor:

@@ -24,6 +24,7 @@ from unet_core.cost import operations
 from unet_core.errors import FootprintError, ModelPackageError
 from unet_core.footprint import footprint, stated_footprint
 from unet_core.foreign import opaque
+from unet_core.foreign.import_torchscript import import_torchscript
 from unet_core.foreign.measure import measure, stated
 from unet_core.foreign.opaque import package_torchscript
 from unet_core.foreign.opaque_network import OpaqueNetwork
@@ -57,8 +58,9 @@ def compiled(network: nn.Module, path: Path) -> Path:
 def package(tmp_path: Path, network: nn.Module, kind: str = "classes", **options: Any) -> Path:
     description = describe(kind, **SAME)
     options = {"dims": 2, "probabilities": False, "trusted": True} | options
-    package_torchscript(script(network, tmp_path / "script.pt"), tmp_path / "opaque", description, **options)
-    return tmp_path / "opaque"
+    out = tmp_path / f"opaque-{len(list(tmp_path.iterdir()))}"
+    package_torchscript(script(network, tmp_path / "script.pt"), out, description, **options)
+    return out
 
 
 def job(image: Path, output: Path, model: Path, **options: Any) -> SegmentationJob:
@@ -283,7 +285,7 @@ def test_a_stated_margin_is_taken_and_a_larger_halo_too(tmp_path: Path) -> None:
     valid = script(random_network(0, **SAME | {"padding": "valid"}), tmp_path / "valid.pt", 76)
     for margin, expected in ((20, (20, 20)), (23, (24, 23))):  # it drops 20 voxels on both sides itself
         found = package_torchscript(
-            valid, tmp_path / "v", describe(**SAME), dims=2, probabilities=False, margin=margin, stride=4, trusted=True
+            valid, tmp_path / f"v{margin}", describe(**SAME), dims=2, probabilities=False, margin=margin, stride=4, trusted=True
         )
         assert (found.before[0], found.after[0]) == expected
     with pytest.raises(FootprintError, match="Margin -1, stride 0"):
@@ -377,9 +379,19 @@ def test_the_command_imports_shows_and_runs_a_script(
         return int(stopped.value.code or 0), *capsys.readouterr()
 
     assert call("model", "import-torchscript", path, model, *common)[0] == 2
-    code, out, err = call("model", "import-torchscript", path, model, *common, "--trusted")
+    code, out, err = call("model", "import-torchscript", path, model, *common, "--trust-model")
     assert (code, err) == (0, "")
     assert "margin (24, 24) before, (22, 22) after, stride (4, 4)" in out
+    code, _, err = call("model", "import-torchscript", path, model, *common, "--trust-model")
+    assert (code, "holds a model package already" in err) == (2, True)
+    before = (model / "model.json").read_bytes()
+    (model / "network.pt").rename(tmp_path / "aside.pt")
+    assert call("model", "import-torchscript", tmp_path / "nothing.pt", model, *common, "--trust-model")[0] == 2
+    assert (model / "model.json").read_bytes() == before
+    assert not (model / "network.pt").exists()
+    (tmp_path / "aside.pt").rename(model / "network.pt")
+    code, _, err = call("model", "export", model, tmp_path / "x.onnx", "--format", "onnx")
+    assert (code, "is TorchScript and cannot be exported" in err) == (2, True)
     assert call("model", "info", model)[0] == 2
     _, out, _ = call("model", "info", model, "--trust-model")
     assert "unproven: The margin of (24, 24)" in out
@@ -387,6 +399,39 @@ def test_the_command_imports_shows_and_runs_a_script(
     arguments = (make_image((60, 70)), tmp_path / "out", "--model", model, "--trust-model", "--cluster", "serial")
     assert call("segment", *arguments)[0] == 0
     assert labels_of(tmp_path / "out").shape == (60, 70)
+
+
+def test_what_is_said_of_a_script_is_checked(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"dims": 2, "channels": 1, "classes": ["a", "b"], "output_kind": "classes", "trusted": True}
+    path, out = script(random_network(0, **SAME | {"classes": 2}), tmp_path / "script.pt"), str(tmp_path / "out")
+    for changes, words in (
+        ({"channels": 70_000}, "said to take 70000 channels; allowed are 1 to 65536"),
+        ({"channels": 0}, "said to take 0 channels"),
+        ({"dims": 4}, "said to have 4 spatial axes; networks here have 2 or 3"),
+        ({"classes": ["a", ""]}, "Classes a, : name: "),
+        ({"trusted": False}, "can carry code"),
+    ):
+        with pytest.raises(ModelPackageError, match=words):
+            import_torchscript(path, out, **usual | changes)
+    with pytest.raises(ModelPackageError, match="s3://bucket/script.pt is remote"):
+        import_torchscript("s3://bucket/script.pt", out, **usual)
+    assert not (tmp_path / "out").exists()
+    import_torchscript(path, out, **usual)
+    classes = load_model(out, trusted=True).description.classes
+    assert [(entry.value, entry.name, entry.color) for entry in classes] == [(0, "a", "#000000"), (1, "b", "#ff2626")]
+
+
+def test_a_remote_place_stays_one(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = script(random_network(0, **SAME | {"classes": 1}), tmp_path / "script.pt")
+    common = ["--dims", "2", "--channels", "1", "--classes", "cell", "--output-kind", "regions", "--trust-model"]
+    arguments = ["model", "import-torchscript", str(path), "s3://bucket/model", *common]
+    monkeypatch.setattr("sys.argv", ["unet", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_model("s3://bucket/model", trusted=True).dims == 2
 
 
 def test_stated_sizes_are_those_that_the_network_takes() -> None:
