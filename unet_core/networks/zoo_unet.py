@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelPackageError
+from unet_core.networks.arguments import check
 from unet_core.networks.initialisation import initialise
 from unet_core.networks.layers import CONVOLUTION, ExactMaxPool, Upsample, crop_like
 
@@ -61,11 +62,7 @@ class ZooUNet(nn.Module):
         padding: Literal["valid", "same"] = "valid",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or padding not in ("valid", "same") or min(in_channels, classes, base, levels) < 1:
-            raise ModelPackageError(
-                f"A U-Net of the zoo needs dims 2 or 3, padding 'valid' or 'same', and at least one channel, class and level; got "
-                f"dims={dims}, padding='{padding}', levels={levels}, in_channels={in_channels}, classes={classes}, base={base}."
-            )
+        check("A U-Net of the zoo", dims, padding, in_channels=in_channels, classes=classes, base=base, levels=levels)
         if first not in ("skip", "up") or relus not in (1, 2) or norm not in ("none", "instance"):
             raise ModelPackageError(
                 f"A U-Net of the zoo has first 'skip' or 'up', relus 1 or 2, norm 'none' or 'instance'; got first='{first}', "
