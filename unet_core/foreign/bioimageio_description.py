@@ -10,13 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unet_core.errors import ModelPackageError
 from unet_core.footprint import Footprint
 from unet_core.geometry import Shape
-from unet_core.model_description import ModelDescription
-from unet_core.normalisation import Normalisation, from_moments, from_percentiles
+from unet_core.model_description import ImageNormalisation, ModelDescription
 
 INPUT_ID, OUTPUT_ID = "image", "probabilities"
 CONFIG_KEY = "unet_flows"  # holds model.json without its weights, from which a package is restored as it was
@@ -27,6 +25,14 @@ _LONGEST_NAME, _LONGEST_TEXT = 128, 1024
 _DTYPES = ("float32", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32")
 # Readers add 1e-6 to what they divide by; below this that would show, so we multiply instead.
 _SMALLEST_DIVISOR = 1e-2
+_NEARLY_NO_EPS = 1e-12  # the format has no 0
+_READERS_EPS = 1e-6  # that bioimageio.core 0.11 adds whatever the package states
+
+
+_EPS_NOTE = (
+    "Percentiles of the image go to 0 and 1, with nothing added to their distance. Readers that add "
+    f"{_READERS_EPS:g} differ by that share of it: 10 % where the distance is 1e-5. Scale such images up before."
+)
 
 
 def intensity_type(description: ModelDescription) -> str:
@@ -100,22 +106,13 @@ def _to_float32() -> dict[str, Any]:
 
 
 def _preprocessing(description: ModelDescription, dims: int) -> list[dict[str, Any]]:
-    return _normalisation(description)[0](description.normalisation, dims)
-
-
-def numbers(description: ModelDescription, image: NDArray[np.generic]) -> Normalisation:
-    """What is subtracted and divided by for one whole image of shape (C, *spatial)."""
-    return _normalisation(description)[1](description.normalisation, image)
-
-
-def _normalisation(description: ModelDescription) -> tuple[Callable[..., Any], Callable[..., Any]]:
     kind = description.normalisation.kind
     if kind not in _NORMALISATIONS:
         raise ModelPackageError(
             f"Normalisation of kind '{kind}' has no export to bioimage.io; kinds {', '.join(_NORMALISATIONS)} have. "
             "Export to ONNX and normalise before running it."
         )
-    return _NORMALISATIONS[kind]
+    return _NORMALISATIONS[kind](description.normalisation, dims)
 
 
 def _fixed(stated: Any, dims: int) -> list[dict[str, Any]]:
@@ -127,53 +124,29 @@ def _fixed(stated: Any, dims: int) -> list[dict[str, Any]]:
     return [{"id": "scale_linear", "kwargs": {"axis": "channel", "gain": gain, "offset": shift}}]
 
 
-def _fixed_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
-    return Normalisation(offset=stated.offset, scale=stated.scale)
-
-
 def _axes(stated: Any, dims: int) -> list[str]:
     return [*(["channel"] if stated.joint else []), *_AXES[-dims:]]
 
 
-def _voxels(stated: Any, image: NDArray[np.generic]) -> NDArray[np.float64]:
-    """The voxels of each channel, or of all for each, (C, voxels)."""
-    voxels = image.astype(np.float64)
-    return np.broadcast_to(voxels.ravel(), (len(image), voxels.size)) if stated.joint else voxels.reshape(len(image), -1)
-
-
 def _percentiles(stated: Any, dims: int) -> list[dict[str, Any]]:
     kwargs = {"axes": _axes(stated, dims), "min_percentile": stated.low, "max_percentile": stated.high}
-    return [{"id": "scale_range", "kwargs": kwargs | ({"eps": stated.eps} if stated.eps else {})}]
-
-
-def _percentile_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
-    low, high = np.percentile(_voxels(stated, image), (stated.low, stated.high), axis=1)
-    return from_percentiles(low, high, stated.eps)
+    return [{"id": "scale_range", "kwargs": kwargs | {"eps": stated.eps or _NEARLY_NO_EPS}}]
 
 
 def _moments(stated: Any, dims: int) -> list[dict[str, Any]]:
     return [{"id": "zero_mean_unit_variance", "kwargs": {"axes": _axes(stated, dims), "eps": stated.eps}}]
 
 
-def _moment_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
-    voxels = _voxels(stated, image)
-    return from_moments(voxels.mean(axis=1), voxels.std(axis=1), stated.eps)
-
-
 def _none(stated: Any, dims: int) -> list[dict[str, Any]]:
     return []
 
 
-def _no_numbers(stated: Any, image: NDArray[np.generic]) -> Normalisation:
-    return Normalisation(offset=(0.0,) * len(image), scale=(1.0,) * len(image))
-
-
-# A kind of normalisation is one line here: its steps in the format's words, and its numbers for one image.
-_NORMALISATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "fixed": (_fixed, _fixed_numbers),
-    "image": (_percentiles, _percentile_numbers),
-    "moments": (_moments, _moment_numbers),
-    "none": (_none, _no_numbers),
+# A kind of normalisation is one line here: its steps in the format's words.
+_NORMALISATIONS: dict[str, Callable[[Any, int], list[dict[str, Any]]]] = {
+    "fixed": _fixed,
+    "image": _percentiles,
+    "moments": _moments,
+    "none": _none,
 }
 
 
@@ -203,16 +176,22 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def readme(description: ModelDescription, geometry: Footprint) -> str:
-    """The documentation that goes into the package, in Markdown."""
+def readme(description: ModelDescription, geometry: Footprint, whole_box: tuple[str, ...]) -> str:
+    """The documentation that goes into the package, in Markdown; ``whole_box`` are the layers that look at the whole image."""
     provenance = description.provenance
-    scores = provenance.get("scores")
+    scores, stated = provenance.get("scores"), description.normalisation
     kind = "padded: what its halo spoils is to be cut off" if geometry.is_padded else "unpadded: it returns less than it reads"
+    blocks = (
+        f"Layers {', '.join(whole_box)} look at the whole image, so blocks of it give another result than one pass over the whole; "
+        "margin and stride are those of the other layers."
+        if whole_box
+        else "Blocks that start on multiples of the stride and are read with this margin give the result of one pass over the whole image."
+    )
     lines = [
         f"# {description.name}", "",
         f"Network {description.network.name}, {kind}. Margin in voxels: {geometry.before} before, {geometry.after} after; "
-        f"stride {geometry.stride}. Blocks that start on multiples of the stride and are read with this margin give the result of "
-        "one pass over the whole image.", "",
+        f"stride {geometry.stride}. {blocks}", "",
+        *([_EPS_NOTE, ""] if isinstance(stated, ImageNormalisation) and not stated.eps else []),
         f"Data: {provenance.get('data', 'not stated')}", "",
         "The weights in PyTorch's format need the Python package unet-flows. Its command `unet segment` runs the model on "
         f"images of any size; `config.{CONFIG_KEY}` holds the model's own description.", "",

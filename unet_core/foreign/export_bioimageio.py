@@ -16,19 +16,23 @@ from numpy.typing import NDArray
 
 from unet_core import __version__, networks
 from unet_core.errors import ModelPackageError
+from unet_core.foreign.architectures import OURS
 from unet_core.foreign.bioimageio_description import (
     CONFIG_KEY,
     about,
     intensity_type,
-    numbers,
     readme,
     smallest_shape,
     tensors,
 )
 from unet_core.foreign.export_onnx import OPSET, check_onnx, compared, onnx_model, run_onnx
 from unet_core.foreign.exporting import Check, Exported, check_shapes, new_output, refuse_script, require_extra, require_passed
+from unet_core.inputs import Source
 from unet_core.model_package import ModelPackage
+from unet_core.normalisation import Normalisation
+from unet_core.sampling import resolve_normalisation
 from unet_core.store import local_path
+from unet_core.volumes import ArrayVolume
 
 DESCRIPTION_FILE = "bioimageio.yaml"
 _INPUT_FILE, _OUTPUT_FILE, _STATE_FILE, _ONNX_FILE, _README = (
@@ -66,7 +70,7 @@ def export_bioimageio(
         image, probabilities = _test_tensors(package)
         np.save(folder / _INPUT_FILE, image)
         np.save(folder / _OUTPUT_FILE, probabilities)
-        (folder / _README).write_text(readme(package.description, package.footprint))
+        (folder / _README).write_text(readme(package.description, package.footprint, package.whole_box))
         torch.save({name: value.cpu() for name, value in package.network.state_dict().items()}, folder / _STATE_FILE)
         checks = [_check_state(package, folder / _STATE_FILE, image, probabilities)]
         if onnx:
@@ -93,8 +97,8 @@ def _content(package: ModelPackage, onnx: bool, authors: tuple[str, ...], licenc
         "pytorch_version": torch_version,
         "comment": f"Needs the Python package unet-flows; written by version {__version__}.",
         "architecture": {
-            "callable": "build",
-            "import_from": "unet_core.networks",
+            "callable": OURS[0],
+            "import_from": OURS[1],
             "kwargs": {"name": description.network.name} | description.model_dump(mode="json")["network"]["arguments"],
         },
     }
@@ -162,7 +166,7 @@ def _test_tensors(package: ModelPackage) -> tuple[NDArray[np.generic], NDArray[n
     spatial, _ = check_shapes(geometry, smallest_shape(geometry))
     shape = (len(description.input_channels), *spatial)
     noise = np.random.default_rng(0).standard_normal(shape)
-    usual = numbers(description, noise)
+    usual = _numbers(package, noise)
     dtype = np.dtype(intensity_type(description))
     image = np.moveaxis(np.moveaxis(noise, 0, -1) * usual.scale + usual.offset, -1, 0)
     if dtype.kind in "ui":
@@ -175,7 +179,13 @@ def _test_tensors(package: ModelPackage) -> tuple[NDArray[np.generic], NDArray[n
 
 def _normalised(package: ModelPackage, image: NDArray[np.generic]) -> NDArray[np.float32]:
     """Of shape (1, C, *spatial), with the numbers of this one image where they are taken from the image."""
-    return numbers(package.description, image[0]).apply(image[0])[None]
+    return _numbers(package, image[0]).apply(image[0])[None]
+
+
+def _numbers(package: ModelPackage, image: NDArray[np.generic]) -> Normalisation:
+    """What a run subtracts and divides by, for an image (C, *spatial)."""
+    spatial = "zyx"[-package.dims :]
+    return resolve_normalisation(package.description.normalisation, Source(ArrayVolume(image, f"c{spatial}"), spatial))
 
 
 def _activated(package: ModelPackage, logits: torch.Tensor) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ def export_onnx(package: ModelPackage, path: str) -> Exported:
 
     Input ``image`` is (N, C, *spatial), normalised, float32; output ``logits`` is (N, classes, *spatial). N and all
     spatial sizes are free, but must be legal ones, or ONNX Runtime fails at a node named for that. ``metadata_props`` of
-    the file state them beside classes, normalisation, margin and stride, as JSON.
+    the file state them beside classes, normalisation, margin and stride, as JSON; and which layers look at the whole image.
 
     Args:
         package: the model.
@@ -88,6 +88,8 @@ def metadata(package: ModelPackage) -> dict[str, Any]:
         "margin": {"before": list(geometry.before), "after": list(geometry.after), "skip": list(geometry.skip)},
         "stride": list(geometry.stride),
         "legal_sizes": [{"min": size, "step": step} for size, step in zip(smallest, geometry.stride, strict=True)],
+        "exact": not package.whole_box,  # whether parts of an image, read with the margin, give the result of the whole
+        "whole_image_layers": list(package.whole_box),
         "model_sha256": package.sha256,
     }
 

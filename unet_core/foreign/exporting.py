@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,47 @@ def new_output(path: str) -> Iterator[Path]:
     if os.path.lexists(target):
         raise JobError(f"Output {path} exists; an export overwrites nothing, give another name or remove it.")
     check_writable(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name[:40]}.", suffix=".partial", dir=target.parent) as name:
-        work = Path(name)
-        yield work
-        shutil.move(work / "output", target)
+    made = _make_folders(target.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name[:40]}.", suffix=".partial", dir=target.parent) as name:
+            work = Path(name)
+            yield work
+            _put(work / "output", target, path)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there meanwhile
+                folder.rmdir()
+        raise
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder with those above it; the ones that were made, the deepest first."""
+    made = []
+    while not folder.exists():
+        made.append(folder)
+        folder = folder.parent
+    for missing in reversed(made):
+        missing.mkdir(exist_ok=True)
+    return made
+
+
+def _put(output: Path, target: Path, path: str) -> None:
+    """Give a file or folder its place; what another program has put there meanwhile stays.
+
+    A folder replaces an empty one at most. A file gets a second name, which fails where there is one; on disks without such names
+    an empty file is created first, which fails likewise.
+    """
+    try:
+        if output.is_dir():
+            output.rename(target)
+            return
+        try:
+            target.hardlink_to(output)
+        except FileExistsError:
+            raise
+        except OSError:
+            target.touch(exist_ok=False)
+            output.replace(target)
+    except OSError as error:
+        why = "appeared meanwhile" if os.path.lexists(target) else f"cannot be written ({error.strerror})"
+        raise JobError(f"Output {path} {why}; an export overwrites nothing, give another name.") from None

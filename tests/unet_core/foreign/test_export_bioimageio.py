@@ -20,8 +20,10 @@ from flows.foreign_commands import export
 from tests.conftest import describe, random_network, textured
 from unet_core.errors import JobError, ModelPackageError
 from unet_core.footprint import footprint
-from unet_core.foreign.bioimageio_description import about, halo, smallest_shape, tensors
+from unet_core.foreign.bioimageio_description import about, halo, readme, smallest_shape, tensors
 from unet_core.foreign.export_bioimageio import export_bioimageio
+from unet_core.foreign.export_onnx import metadata
+from unet_core.foreign.exporting import new_output
 from unet_core.model_description import FixedNormalisation, ImageNormalisation, ModelDescription, NoNormalisation
 from unet_core.model_package import load_model, save_model
 
@@ -217,6 +219,71 @@ def test_what_is_left_without_the_halo_does_not_depend_on_where_the_image_ends(n
     difference = (of_part - of_whole).abs()
     assert difference[:, cut[0] : -cut[0], : -cut[1]].max() < 1e-12
     assert difference.max() > 1e-6  # inside the halo it does depend
+
+
+def test_the_documentation_says_what_does_not_hold(tmp_path: Path) -> None:
+    exact, eps = "give the result of one pass over the whole image", "differ by that share"
+    plain = load_model(make(tmp_path / "plain"))
+    assert exact in readme(plain.description, plain.footprint, plain.whole_box)
+    settings: dict[str, Any] = {"network": "zoo_unet", "norm": "instance", "padding": "same", "in_channels": 1, "classes": 2}
+    settings |= {"base": 2, "levels": 2}
+    description = describe(**settings).model_copy(update={"normalisation": ImageNormalisation()})
+    save_model(tmp_path / "whole", random_network(**settings), description)
+    whole = load_model(tmp_path / "whole")
+    said = readme(whole.description, whole.footprint, whole.whole_box)
+    assert whole.whole_box
+    assert exact not in said
+    assert f"Layers {', '.join(whole.whole_box)} look at the whole image" in said
+    assert (eps in said, eps in readme(plain.description, plain.footprint, ())) == (True, False)
+    facts = [metadata(package) for package in (plain, whole)]
+    assert [entry["exact"] for entry in facts] == [True, False]
+    assert [entry["whole_image_layers"] for entry in facts] == [[], list(whole.whole_box)]
+
+
+def put(path: Path, text: str, kind: str = "file") -> None:
+    if kind == "folder":
+        path.mkdir()
+        path /= "content"
+    path.write_text(text)
+
+
+def late(target: Path, kind: str = "file") -> None:
+    """An export to a place where something appears while it is under way."""
+    with new_output(str(target)) as work:
+        put(work / "output", "mine", kind)
+        put(target, "theirs", kind)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_appears_meanwhile_is_not_overwritten(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(JobError, match=r"out appeared meanwhile; an export overwrites nothing"):
+        late(target, kind)
+    assert (target / "content" if kind == "folder" else target).read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with new_output(str(tmp_path / "new" / "out")) as work:
+        put(work / "output", "mine", kind)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_disk_without_second_names_of_files_takes_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    with new_output(str(tmp_path / "out")) as work:
+        put(work / "output", "mine")
+    assert (tmp_path / "out").read_text() == "mine"
+    with pytest.raises(JobError, match="appeared meanwhile"):
+        late(tmp_path / "other")
+    assert (tmp_path / "other").read_text() == "theirs"
+
+
+def test_folders_made_for_an_export_that_fails_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ModelPackageError, match="no"), new_output(str(tmp_path / "kept/b/c/out")):
+        raise ModelPackageError("no")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["kept"]
 
 
 def test_names_texts_and_people_are_told_given_or_left_out() -> None:
