@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unet_core import networks
 from unet_core.errors import ModelPackageError
 from unet_core.model_description import NetworkSpec
+from unet_core.model_package import _build_without_memory
 from unet_core.validation import shorten
 from unet_core.weights import fitted
 
@@ -44,16 +44,9 @@ class Candidate:
         """The network with its weights, in evaluation mode.
 
         Raises:
-            ModelPackageError: if a name, shape or type does not fit.
+            ModelPackageError: if there is no such network, it has absurdly many parameters, or a name, shape or type does not fit.
         """
-        try:
-            with torch.device("meta"):
-                network = networks.build(self.spec.name, **self.spec.arguments)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ModelPackageError(
-                f"{where} asks for network '{shorten(self.spec.name)}' with {str(self.spec.arguments)[:200]}, which cannot be built: "
-                f"{str(error)[:200]}."
-            ) from error
+        network = _build_without_memory(self.spec, where)
         network.load_state_dict(fitted(self.state, network, where), assign=True)
         return network.eval().requires_grad_(False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,15 @@ def axes_of(tensor: Any, where: str, halo_of: Mapping[str, int] | None = None) -
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
     """Names as given, shortened, and numbered where a channel has none or that of another."""
     given = [shorten(name) for name in names]
-    taken = {name for name, count in Counter(given).items() if count == 1}
+    taken = {name for name, times in Counter(given).items() if times == 1}
+    least: dict[str, int] = {}  # number that is tried first, by name; it only grows, so that many names take no longer each
     found: list[str] = []
     for number, name in enumerate(given):
         if not name or name not in taken:
             stem = name or "channel"
-            counts = (f"{stem} {count}" for count in range(number, number + 2 * len(given) + 1))
-            name = next(text for text in counts if text not in taken)
+            numbers = count(max(number, least.get(stem, 0)))
+            least[stem] = next(value for value in numbers if f"{stem} {value}" not in taken)
+            name = f"{stem} {least[stem]}"
             taken.add(name)
         found.append(name)
     return tuple(found)

@@ -549,3 +549,15 @@ def test_the_command_prints_what_was_mapped(
     assert code == 2
     assert err.count("\n") == 1
     assert "Nothing is downloaded" in err
+
+
+def test_the_command_prints_no_codes_that_a_terminal_obeys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    package = copy(
+        tmp_path / "package", set_path("outputs", 0, "axes", 1, "channel_names", to=["\x1b[31mred\x07\nnote  all is well"])
+    )
+    code, out, _ = call(monkeypatch, capsys, "model", "import", package, tmp_path / "out")
+    assert code == 0
+    assert "output  regions: [31mred note all is well" in out
+    assert out.replace("\n", "").isprintable()

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from unet_core.errors import ModelPackageError
-from unet_core.foreign.axes import Axes, axes_of
+from unet_core.foreign.axes import Axes, axes_of, distinct
 from unet_core.foreign.processing import activation_of, check_reference, normalisation_of
 from unet_core.inputs import Source
 from unet_core.model_description import FixedNormalisation, ImageNormalisation, MomentsNormalisation, NoNormalisation
@@ -188,6 +188,14 @@ def test_activations_are_told_and_others_refused_by_name() -> None:
     ]:
         with pytest.raises(ModelPackageError, match=words):
             activation_of(wrong, axes(), "package")
+
+
+def test_names_of_channels_are_told_apart() -> None:
+    assert distinct(["a", "a", "a 1"]) == ("a 0", "a 2", "a 1")
+    assert distinct(["", "b", "", "channel 2"]) == ("channel 0", "b", "channel 3", "channel 2")
+    many = distinct(["same"] * 5000 + [f"same {number}" for number in range(5000)])
+    assert len(set(many)) == 10_000
+    assert many[5000:] == tuple(f"same {number}" for number in range(5000))
 
 
 def axis(kind: str, name: str, **more: Any) -> SimpleNamespace:
