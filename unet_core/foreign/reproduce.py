@@ -94,7 +94,8 @@ def logits_of(network: Callable[[Tensor], Tensor], image: NDArray[np.float32]) -
         with torch.inference_mode():
             logits = network(torch.from_numpy(image)[None])
     except REFUSALS as error:  # a size or a number of channels that the network does not take
-        return " ".join(str(error)[-300:].split()) or type(error).__name__
+        lines = str(error).split("\n")  # of a script, its code comes before the reason
+        return next((line.strip()[-300:] for line in reversed(lines) if line.strip()), type(error).__name__)
     return logits if isinstance(logits, Tensor) else f"it gives a {type(logits).__name__}"
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from tests.unet_core.foreign.test_bioimageio import REAL, copy
 from unet_core.errors import ModelPackageError
+from unet_core.foreign.architectures import Candidate
 from unet_core.foreign.bioimageio import import_model
 from unet_core.foreign.source import MAX_TENSOR_BYTES, Source, StoredFile
 from unet_core.foreign.yaml_file import read_mapping
+from unet_core.model_description import NetworkSpec
 
 pytest.importorskip("bioimageio.spec", reason="packages of bioimage.io need the extra 'zoo'")
 
@@ -66,6 +68,14 @@ def test_hostile_yaml_is_refused_in_one_line(content: str, words: str, tmp_path:
     with pytest.raises(ModelPackageError, match=words) as refusal:
         import_model(tmp_path, tmp_path / "out")
     assert "\n" not in str(refusal.value)
+
+
+def test_networks_too_large_for_anything_are_refused_before_they_take_memory() -> None:
+    arguments = {"in_channels": 1, "classes": 2, "base": 10_000, "levels": 3}
+    with pytest.raises(ModelPackageError, match="of here would have .* parameters, more than 2,147,483,648"):
+        Candidate(NetworkSpec(name="unet", arguments=arguments), {}).build("here")
+    with pytest.raises(ModelPackageError, match="A U-Net of the zoo needs levels of at least 1; got levels=0"):
+        Candidate(NetworkSpec(name="zoo_unet", arguments=arguments | {"levels": 0}), {}).build("here")
 
 
 HEADERS = {
