@@ -176,6 +176,11 @@ def _check_approximate(job: SegmentationJob, package: ModelPackage) -> None:
         raise FootprintError(f"Model '{package.description.name}': {refusal(package.whole_box)}")
     if job.tile_shape is not None and not job.approximate:
         raise JobError(f"--tile-shape is {job.tile_shape}, but only --approximate runs in tiles; use --block-shape, or both.")
+    if job.approximate and isinstance(package.network, OpaqueNetwork):
+        raise JobError(
+            f"Model '{package.description.name}' is TorchScript, whose layers are not read: whether any looks at the whole box is not known, "
+            "so it cannot run in tiles; leave out --approximate."
+        )
 
 
 def _exactness(package: ModelPackage) -> bool | Literal["unproven"]:

@@ -18,6 +18,7 @@ from flows.clusters import open_cluster
 from flows.run import segment_on_cluster
 from tests.conftest import random_network, textured
 from tests.flows.test_cli import call
+from tests.unet_core.foreign.test_opaque import SAME, package
 from tests.unet_core.test_segment import digest
 from unet_core import worker
 from unet_core.errors import FootprintError, GridError, JobError, ResumeError
@@ -328,3 +329,15 @@ def test_a_network_of_the_table_with_instance_normalisation(make_model: Maker, m
     np.testing.assert_allclose(
         probabilities(tmp_path / "out"), tile_by_tile(network, textured((75, 93)), (24, 32)), atol=1e-5, rtol=0
     )
+
+
+def test_torchscript_is_refused_since_its_layers_are_not_read(tmp_path: Path, make_image: Maker) -> None:
+    """It would otherwise pass for exact: nothing names the layers in it that look at the whole box."""
+    model, image = package(tmp_path, random_network(0, **SAME)), make_image((40, 50))
+    base = {"image": str(image), "output": str(tmp_path / "out"), "model": str(model), "trust_model": True}
+    for options in ({}, {"tile_shape": (16, 16)}):
+        with pytest.raises(
+            JobError, match="TorchScript, whose layers are not read.*cannot run in tiles; leave out --approximate"
+        ):
+            resolve(make_job(**base, approximate=True, **options))
+    assert resolve(make_job(**base)).plan.exact == "unproven"
