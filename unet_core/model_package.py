@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from unet_core import networks
-from unet_core.errors import ModelPackageError
+from unet_core.errors import ModelPackageError, ResumeError
 from unet_core.footprint import Footprint, footprint_of
 from unet_core.foreign.opaque_network import OpaqueNetwork, check_trusted, load_opaque
 from unet_core.model_description import (
@@ -148,18 +148,26 @@ def model_url(name_or_path: str) -> str:
     )
 
 
-def load_model(path: str | Path, trusted: bool = False) -> ModelPackage:
+def load_model(path: str | Path, trusted: bool = False, planned_sha256: str | None = None) -> ModelPackage:
     """Read a model package, checking hash, names, shapes, types and values of every tensor.
 
     Args:
         path: folder, ``s3://`` URL, or name of a bundled model.
         trusted: the user's word, given for this run, that TorchScript in it may be loaded.
+        planned_sha256: of the only package that will do, compared before code in it can run; None for any.
 
     Raises:
         ModelPackageError: naming what does not fit.
+        ResumeError: if it is another package than the planned one.
     """
     url = model_url(str(path))
     description, stated = read_description(url)
+    sha256 = _identity(description, stated)
+    if planned_sha256 not in (None, sha256):
+        raise ResumeError(
+            f"Model {url} is no longer the one of the plan (sha256 {sha256[:12]}, planned {str(planned_sha256)[:12]}); put that one back, or "
+            "start again with a new output."
+        )
     network: nn.Module
     whole_box: tuple[str, ...]
     if description.network.name == TORCHSCRIPT:
@@ -172,13 +180,17 @@ def load_model(path: str | Path, trusted: bool = False) -> ModelPackage:
         network.load_state_dict(state, assign=True)
         network.eval().requires_grad_(False)
         geometry, whole_box = _footprint(network, url)
-    decisive = description.model_dump(mode="json", exclude=_NOT_DECISIVE) | {"weights": stated.sha256}
-    sha256 = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     if description.voxel_size_um != "unknown" and len(description.voxel_size_um) != geometry.dims:
         raise ModelPackageError(
             f"{url}: voxel_size_um has {len(description.voxel_size_um)} numbers, the network works in {geometry.dims}D; give one an axis."
         )
     return ModelPackage(url, description, network, geometry, sha256, whole_box)
+
+
+def _identity(description: ModelDescription, weights: WeightsFile) -> str:
+    """sha256 of what decides bytes of a result; known before the weights are read, since ``model.json`` states theirs."""
+    decisive = description.model_dump(mode="json", exclude=_NOT_DECISIVE) | {"weights": weights.sha256}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _footprint(network: nn.Module, url: str) -> tuple[Footprint, tuple[str, ...]]:

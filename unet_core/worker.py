@@ -53,11 +53,7 @@ def open_worker(output_url: str, request_key: str) -> Worker:
         raise ResumeError(
             f"Output {output_url} now has request {request.key}, this worker was sent for {request_key}; another run took over."
         )
-    package = load_model(request.model, request.trust_model)
-    if package.sha256 != plan.model.sha256:
-        raise ResumeError(
-            f"Model {request.model} is no longer the one of the plan (sha256 {package.sha256[:12]}, planned {plan.model.sha256[:12]})."
-        )
+    package = load_model(request.model, request.trust_model, plan.model.sha256)
     source = inputs.reopen(request.image, plan)
     predictor = load_predictor(package, request.device, plan.precision, plan.threads)
     return Worker(store, plan, request, source, package.footprint, predictor)

@@ -11,8 +11,13 @@ import safetensors.torch
 import torch
 
 from tests.conftest import describe, random_network
-from unet_core.errors import ModelPackageError
+from tests.unet_core.foreign.test_opaque import SAME, harmful, package
+from unet_core.errors import ModelPackageError, ResumeError
+from unet_core.job import make_job
 from unet_core.model_package import bundled_models, load_model, save_model
+from unet_core.planning import resolve
+from unet_core.resume import prepare
+from unet_core.worker import run_unit
 
 Maker = Callable[..., Path]
 
@@ -269,3 +274,15 @@ def test_a_file_of_weights_is_no_package(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelPackageError, match="a model package is a folder with model.json and weights.safetensors"):
         load_model(tmp_path / name)
+
+
+def test_a_script_swapped_after_planning_is_refused_before_its_code_runs(tmp_path: Path, make_image: Maker) -> None:
+    model, proof = package(tmp_path, random_network(0, **SAME)), tmp_path / "written"
+    job = make_job(image=str(make_image((40, 50))), output=str(tmp_path / "out"), model=str(model), trust_model=True)
+    request = prepare(resolve(job), job.output)
+    assert harmful(tmp_path, proof) == model
+    with pytest.raises(ResumeError, match="is no longer the one of the plan"):
+        run_unit(job.output, request.key, "segment", 0)
+    assert not proof.exists()
+    load_model(model, trusted=True)
+    assert proof.exists(), "the file did not hold code that runs on loading after all"
