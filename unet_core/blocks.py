@@ -11,7 +11,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
 from unet_core.job import SegmentationJob
-from unet_core.memory import peak_bytes, strip_bytes
+from unet_core.memory import GIB, peak_bytes, strip_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.operations import Trace
 from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_shape
@@ -36,7 +36,6 @@ STRIPS = {2: (128, 64, 32), 3: (8,)}  # rows, sections; tried in this order
 FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so that several workers have something to do
 MAX_REDUNDANCY = 1.25  # operations, over those of the cheapest blocks, that more blocks may cost
 COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
-_GIB = 1 << 30
 
 
 def choose_blocks(
@@ -59,7 +58,7 @@ def choose_blocks(
         candidates = [
             tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual[package.dims]
         ]
-    allowed = int(job.memory_gib * _GIB)
+    allowed = int(job.memory_gib * GIB)
     shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
     needed = 0
     for shape in shapes[_first_choice(package, shapes, image_shape) :]:
@@ -69,9 +68,14 @@ def choose_blocks(
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
-        f"A block of {shape} voxels (reading {read}) needs {needed / _GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
+        f"A block of {shape} voxels (reading {read}) needs {needed / GIB:.1f} GiB, the worker may use {job.memory_gib:.1f} GiB; "
         "use a smaller --block-shape, or allow more with --memory-gib."
     )
+
+
+def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
+    """Bytes that a finished block of these images needs for each voxel."""
+    return COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
 
 
 def _strips(job: SegmentationJob, package: ModelPackage) -> tuple[int, ...]:
@@ -138,6 +142,6 @@ def _needed(
     if strip is None:
         return peak_bytes(package.traced, input_shape, element_bytes)
     assert isinstance(package.traced, Trace)  # others have no strips
-    finished = COPIES * prod(shape) * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
+    finished = prod(shape) * voxel_bytes(images)
     image_bytes = prod(input_shape) * source.volume.dtype.itemsize
     return strip_bytes(package.traced, input_shape, strip, element_bytes) + finished + image_bytes

@@ -15,6 +15,8 @@ from unet_core.live_bytes import LiveBytes
 from unet_core.operations import Trace
 from unet_core.streaming import AXIS, Streaming
 
+GIB = 1 << 30
+
 # What the allocator and the convolution library keep beside the tensors, and what reading, readout and encoding need.
 _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6

@@ -7,17 +7,17 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
-from unet_core.blocks import BLOCK_SIZES, COPIES, choose_blocks
+from unet_core.blocks import BLOCK_SIZES, choose_blocks, voxel_bytes
 from unet_core.errors import FootprintError, JobError, VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
+from unet_core.memory import GIB
 from unet_core.model_package import ModelPackage, load_model, model_url
 from unet_core.operations import Trace
 from unet_core.places import check_size
 from unet_core.plan import (
-    ITEM_BYTES,
     FootprintPlan,
     ImagePlan,
     InputPlan,
@@ -32,7 +32,6 @@ from unet_core.rules import refusal
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
 
-GIB = 1 << 30
 MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is warned
 
 
@@ -94,7 +93,8 @@ def resolve(job: SegmentationJob) -> Planned:
     tile_shape: Shape | None = None
     strip: int | None = None
     if package.whole_box:
-        block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images)
+        most = output.images_of(kind, classes, "float32")
+        block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images, most)
     else:
         block_shape, strip, memory = choose_blocks(job, package, source, images)
     wanted = [parse_box(text, shape) for text in job.roi]
@@ -199,11 +199,15 @@ def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape:
 
 
 def _whole_tiles(
-    job: SegmentationJob, package: ModelPackage, image_shape: Shape, images: tuple[ImagePlan, ...]
+    job: SegmentationJob, package: ModelPackage, image_shape: Shape, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
 ) -> tuple[Shape, Shape, int]:
-    """Block shape and tile shape, and the bytes that one tile and the finished block around it need."""
+    """Block shape and tile shape, and the bytes that one tile and the finished block around it need.
+
+    Args:
+        images: that the job keeps.
+        most: that any job of this model would keep.
+    """
     allowance = int(job.memory_gib * GIB)
-    voxel_bytes = COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
     traced = package.traced
     assert isinstance(traced, Trace)  # what is opaque names no layers
     element_bytes = 2 if job.precision == "bfloat16" else 4
@@ -214,11 +218,17 @@ def _whole_tiles(
         image_shape,
         len(package.description.input_channels),
         element_bytes,
-        voxel_bytes,
+        voxel_bytes(most),
         allowance,
     )
     block_shape, finished = choose_block_shape(
-        job.block_shape, BLOCK_SIZES[package.dims], tile_shape, image_shape, voxel_bytes, allowance - needed
+        job.block_shape,
+        BLOCK_SIZES[package.dims],
+        tile_shape,
+        package.footprint.stride,
+        image_shape,
+        voxel_bytes(images),
+        allowance - needed,
     )
     return block_shape, tile_shape, needed + finished
 

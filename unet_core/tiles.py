@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from unet_core.errors import GridError, JobError, MemoryBudgetError
 from unet_core.footprint import Footprint
 from unet_core.geometry import BlockGrid, Box, Shape
-from unet_core.memory import peak_bytes
+from unet_core.memory import GIB, peak_bytes
 from unet_core.operations import Trace
 from unet_core.plan import check_block_shape, fit_block_shape
 
 TILE_SIZES = {2: (512, 384, 256, 128), 3: (64, 48, 32)}  # tried in this order until one fits the memory
-_GIB = 1 << 30
 
 
 def tiles_of(block: Box, tile_shape: Shape) -> Iterator[Box]:
@@ -48,7 +47,8 @@ def choose_tile_shape(
         image_shape: in voxels.
         channels: of the image.
         element_bytes: of one number of the network's arithmetic.
-        voxel_bytes: of a finished tile, for each voxel.
+        voxel_bytes: of a finished tile, for each voxel; at most, whatever the job keeps, so that keeping probabilities does not
+            change the tiles and with them the labels.
         allowed_bytes: that one forward pass and the finished tile may need.
 
     Returns:
@@ -68,23 +68,31 @@ def choose_tile_shape(
         tile = fit_block_shape(candidate, image_shape, stride)
         read = geometry.read_box(Box.from_shape(tile)).shape
         needed = peak_bytes(traced, (channels, *read), element_bytes)
-        if needed + Box.from_shape(tile).voxel_count * voxel_bytes <= allowed_bytes:
+        finished = Box.from_shape(tile).voxel_count * voxel_bytes
+        if needed + finished <= allowed_bytes:
             return tile, needed
     raise MemoryBudgetError(
-        f"A tile of {tile} voxels (reading {read}) needs {needed / _GIB:.1f} GiB, the worker may use {allowed_bytes / _GIB:.1f} GiB; "
+        f"A tile of {tile} voxels (reading {read}) needs {(needed + finished) / GIB:.2f} GiB, the worker may use {allowed_bytes / GIB:.2f} GiB; "
         "use a smaller --tile-shape, or allow more with --memory-gib."
     )
 
 
 def choose_block_shape(
-    stated: Shape | None, usual: tuple[int, ...], tile_shape: Shape, image_shape: Shape, voxel_bytes: int, allowed_bytes: int
+    stated: Shape | None,
+    usual: tuple[int, ...],
+    tile_shape: Shape,
+    stride: Shape,
+    image_shape: Shape,
+    voxel_bytes: int,
+    allowed_bytes: int,
 ) -> tuple[Shape, int]:
     """The block shape asked for, or the largest usual one that fits the memory, in whole tiles.
 
     Args:
         stated: what the user asked, None for the usual ones.
         usual: sizes to try, in this order; a single tile is tried last.
-        tile_shape: in voxels.
+        tile_shape: in voxels, cut down to the image.
+        stride: of the network.
         image_shape: in voxels.
         voxel_bytes: of a finished block, for each voxel.
         allowed_bytes: that a finished block may need.
@@ -93,11 +101,13 @@ def choose_block_shape(
         The shape, and the bytes that a finished block needs.
 
     Raises:
-        GridError: if the one asked for is no whole number of tiles, with the nearest that is.
+        GridError: if the one asked for is not a multiple of the network's stride.
+        JobError: if it is no whole number of tiles, with the nearest that is.
         MemoryBudgetError: if none fits, with both numbers.
     """
     if stated is not None:
-        _check_whole_tiles(stated, tile_shape)
+        check_block_shape(stated, stride)
+        _check_whole_tiles(stated, tile_shape, image_shape)
         candidates = [stated]
     else:
         candidates = [tuple(max(1, size // step) * step for step in tile_shape) for size in usual] + [tile_shape]
@@ -107,14 +117,16 @@ def choose_block_shape(
         if needed <= allowed_bytes:
             return block, needed
     raise MemoryBudgetError(
-        f"A finished block of {block} voxels needs {needed / _GIB:.1f} GiB, beside its tiles of {tile_shape} the worker may use "
-        f"{allowed_bytes / _GIB:.1f} GiB; use a smaller --block-shape or --tile-shape, or allow more with --memory-gib."
+        f"A finished block of {block} voxels needs {needed / GIB:.2f} GiB, beside its tiles of {tile_shape} the worker may use "
+        f"{allowed_bytes / GIB:.2f} GiB; use a smaller --block-shape or --tile-shape, or allow more with --memory-gib."
     )
 
 
-def _check_whole_tiles(block_shape: Shape, tile_shape: Shape) -> None:
+def _check_whole_tiles(block_shape: Shape, tile_shape: Shape, image_shape: Shape) -> None:
+    # Along an axis where it covers the image, a block is cut down to the tiles there are.
+    steps = (1 if block >= size else tile for block, tile, size in zip(block_shape, tile_shape, image_shape, strict=True))
     try:
-        check_block_shape(block_shape, tile_shape, "Block", "the tile of")
+        check_block_shape(block_shape, tuple(steps), "Block", "the tile of")
     except GridError as error:
         raise JobError(
             f"{error} Tiles do not follow the blocks, so that the result does not either; --tile-shape changes them."

@@ -272,8 +272,42 @@ def test_memory_makes_tiles_and_blocks_smaller(make_model: Maker, make_image: Ma
         shapes.append((planned.plan.tile_shape, planned.plan.block_shape))
     assert shapes[0] == ((512, 512), (1024, 1024))
     assert shapes[1][0] is not None
-    assert shapes[1][0] < (512, 512)
+    assert all(size < 512 for size in shapes[1][0])
     assert all(block % tile == 0 for block, tile in zip(shapes[1][1], shapes[1][0], strict=True))
+
+
+def test_tiles_and_so_labels_do_not_depend_on_keeping_probabilities(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    base = {"image": str(make_image((1100, 1030), chunks=(550, 515))), "output": str(tmp_path / "out"), "approximate": True}
+    base |= {"model": str(make_model(network="whole_box", norm="instance", base=48))}
+    found = {keep: set() for keep in ("none", "uint8", "float32")}  # type: dict[str, set[Any]]
+    needed = resolve(make_job(**base, tile_shape=(384, 384), block_shape=(384, 384))).memory_bytes
+    for more in range(-6, 18, 3):  # MiB: with none of them, and with all, 384 fits
+        for keep, tiles in found.items():
+            planned = resolve(make_job(**base, memory_gib=(needed + more * 2**20) / 2**30, probabilities=keep))
+            assert planned.memory_bytes <= needed + more * 2**20
+            tiles.add((more, planned.plan.tile_shape))
+    assert found["none"] == found["uint8"] == found["float32"]
+    assert {tile for _, tile in found["none"]} == {(256, 256), (384, 384)}
+
+
+def test_a_block_as_large_as_an_exact_model_takes_is_cut_down_to_the_tiles(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    base = {"image": str(make_image((75, 93))), "output": str(tmp_path / "out"), "approximate": True}
+    base |= {"model": str(make_model(network="whole_box", norm="group"))}
+
+    def shapes(tile: Any, block: Any) -> tuple[Any, ...]:
+        plan = plan_run(make_job(**base, tile_shape=tile, block_shape=block))
+        return plan.tile_shape, plan.block_shape
+
+    assert shapes((128, 128), (128, 128)) == ((76, 94), (76, 94))
+    assert shapes((64, 64), (128, 128)) == ((64, 64), (128, 128))
+    assert shapes(None, (128, 128)) == ((76, 94), (76, 94))
+    assert shapes((128, 16), (128, 32)) == ((76, 16), (76, 32))
+    with pytest.raises(JobError, match="Block axis y: 64 voxels is not a multiple of the tile of 76; use 76"):
+        shapes((128, 128), (64, 128))
+    with pytest.raises(GridError, match="Block axis x: 129 voxels is not a multiple of the network's stride 2; use 128 or 130"):
+        shapes((128, 128), (128, 129))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
