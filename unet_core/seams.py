@@ -16,9 +16,9 @@ a seam it held 1 in 94 % (2D) and 83 to 94 % (3D, small volumes), and lay above 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ FACETS = 200  # pieces of faces that are looked at along one axis, at most
 FACET_SIDE = {2: 128, 3: 32}  # voxels of a piece along the other axes; many small ones tell more than few large ones
 FEWEST = 5  # facets that make an interval
 RESAMPLES = 2000
-_CANDIDATES = 20_000  # facets of an unfinished output that are tried for being there
+_CANDIDATES = 20_000  # pieces of blocks that are tried for having a face
 
 Read = Callable[[Box], NDArray[np.floating]]
 
@@ -42,7 +42,7 @@ class Seam:
     """The seam score along one axis.
 
     Args:
-        face: mean jump at faces: absolute probability, or for labels the share of voxels that differ.
+        face: mean jump at faces: absolute probability, or for labels the share of voxels that differ; None if not measurable.
         elsewhere: the same at the planes beside them.
         ratio: face / elsewhere; None where only faces differ.
         low: of the 95 % interval of ratio (bootstrap over facets), None for fewer than 5 facets.
@@ -50,8 +50,8 @@ class Seam:
         facets: pieces of faces that were looked at.
     """
 
-    face: float
-    elsewhere: float
+    face: float | None
+    elsewhere: float | None
     ratio: float | None
     low: float | None
     high: float | None
@@ -59,6 +59,8 @@ class Seam:
 
     def sentence(self, axis: str) -> str:
         """The score in words."""
+        if not self.facets:
+            return f"across {axis}, seams cannot be measured: no planes lie beside the faces (tiles are too small, or the image ends there)"
         ratio = "without bound" if self.ratio is None else f"{self.ratio:.2f} times"
         text = f"across {axis}, the result jumps at faces {ratio} as much as beside them"
         if self.facets < FEWEST:
@@ -68,10 +70,15 @@ class Seam:
         return f"{text} (95 % interval {low} to {high}, {self.facets} facets): {seen}"
 
 
+# Of faces without planes beside them: in tiles of less than four voxels, or where the image ends next to them.
+NOT_MEASURABLE = Seam(None, None, None, None, None, 0)
+
+
 def measure_seams(output_url: str) -> dict[str, Seam]:
     """The seam score of a stored output by axis: of its probabilities if they were kept, else of its labels.
 
-    Looks at what is committed, at faces of tiles, or of blocks where the plan has no tiles. Axes without faces are left out.
+    Looks at what is committed, at faces of tiles, or of blocks where the plan has no tiles. Axes without faces are left out; those
+    whose faces have nothing beside them to be compared with are ``NOT_MEASURABLE``.
 
     Raises:
         ResumeError: if it is not an output of this program.
@@ -87,62 +94,45 @@ def measure_seams(output_url: str) -> dict[str, Seam]:
     def read(box: Box) -> NDArray[np.floating]:
         return np.concatenate([volume.read(box).astype(np.float32) for volume in volumes]) / np.float32(scale)
 
-    done = set(ledger.read_records(open_store(output_url), stage.name, plan.id))
-    everything = len(done) == stage.grid.block_count
-    region = _around(stage.grid, done)
-    return seam_scores(
-        read,
-        region,
-        plan.spatial_axes,
-        plan.pass_shape,
-        plan.footprint.stride,
-        labels=not kept,
-        is_there=None if everything else lambda box: done.issuperset(stage.grid.touching(box)),
-    )
-
-
-def _around(grid: BlockGrid, done: set[int]) -> Box:
-    """The smallest box that holds all blocks of ``done``; empty if there are none."""
-    if not done:
-        return Box.from_shape((0,) * len(grid.shape))
-    places = np.array([grid.coordinates(index) for index in done])
-    first, last = places.min(0).tolist(), places.max(0).tolist()
-    return Box(grid.block(grid.index(tuple(first))).start, grid.block(grid.index(tuple(last))).stop)
+    done = ledger.read_records(open_store(output_url), stage.name, plan.id)
+    return seam_scores(read, stage.grid, done, plan.spatial_axes, plan.pass_shape, plan.footprint.stride, labels=not kept)
 
 
 def seam_scores(
     read: Read,
-    region: Box,
+    grid: BlockGrid,
+    done: Iterable[int],
     axes: str,
     tile_shape: Shape,
     stride: Shape,
     labels: bool = False,
-    is_there: Callable[[Box], bool] | None = None,
 ) -> dict[str, Seam]:
-    """The seam score along each axis that has faces inside ``region``.
+    """The seam score along each axis that has faces with what was computed on both sides.
 
-    Reads at most ``FACETS`` boxes an axis, at most four strides long and ``FACET_SIDE`` across; the same for the same arguments.
+    Reads at most ``FACETS`` boxes an axis, at most two tiles long and ``FACET_SIDE`` across; the same for the same arguments.
 
     Args:
-        read: gives values of a box inside ``region``, of shape (C, *box.shape).
-        region: where the result is; starts at a face.
+        read: gives values of a box inside the grid's array, of shape (C, *box.shape).
+        grid: of blocks, each of whole tiles.
+        done: numbers of the blocks that have been computed.
         axes: names of the spatial axes.
         tile_shape: faces lie at its multiples.
         stride: of the network.
         labels: whether values are labels, which differ or do not.
-        is_there: whether all of a box has been computed; None if all of ``region`` has.
     """
-    found = {}
+    found, computed = {}, sorted(set(done))
     for axis, name in enumerate(axes):
         offsets = _offsets(tile_shape[axis], stride[axis])
+        facets = _facets(grid, computed, axis, tile_shape, max(offsets, default=0) + 2)
         rows = []
-        for face, box in _facets(region, axis, tile_shape, offsets, is_there):
+        for face, box in facets if offsets else []:  # tiles of less than four voxels have no planes but faces
             jumps, weight = _jumps(np.moveaxis(read(box), axis + 1, 0), labels)
             here = face - box.start[axis]
             beside = [jumps[here + offset] for offset in offsets if here + offset in jumps]
-            rows.append((jumps[here], np.mean(beside), weight))
-        if rows:
-            found[name] = _score(np.asarray(rows, dtype=np.float64))
+            if here in jumps:  # else the image ends with the plane after the face
+                rows.append((jumps[here], np.mean(beside), weight))
+        if facets:
+            found[name] = _score(np.asarray(rows, dtype=np.float64)) if rows else NOT_MEASURABLE
     return found
 
 
@@ -164,33 +154,35 @@ def _jumps(planes: NDArray[np.floating], labels: bool) -> tuple[dict[int, float]
     return dict(enumerate(means.tolist(), start=2)), planes[0].size
 
 
-def _facets(
-    region: Box, axis: int, tile_shape: Shape, offsets: list[int], is_there: Callable[[Box], bool] | None
-) -> Iterator[tuple[int, Box]]:
-    """Evenly strewn pieces of faces along ``axis``: the first plane after the face, and the box around it."""
-    size = tile_shape[axis]
-    first, last = region.start[axis] // size + 1, (region.stop[axis] - 2) // size  # with a plane after the face's own
-    if not offsets or last < first or region.is_empty:  # tiles of less than four voxels have no planes but faces
-        return
-    reach = max(offsets) + 2
-    side = FACET_SIDE[region.ndim]
-    pieces = tuple(min(side, tile) for tile in tile_shape)
-    extent = tuple(last - first + 1 if number == axis else length for number, length in enumerate(region.shape))
-    grid = BlockGrid(extent, tuple(1 if number == axis else piece for number, piece in enumerate(pieces)))
+def _facets(grid: BlockGrid, computed: list[int], axis: int, tile_shape: Shape, reach: int) -> list[tuple[int, Box]]:
+    """Evenly strewn pieces of faces along ``axis`` between computed tiles: the first plane after the face, and the box around it.
 
-    def around(index: int) -> tuple[int, Box]:
-        piece = grid.block(index).shift(tuple(first if number == axis else start for number, start in enumerate(region.start)))
-        face = piece.start[axis] * size
+    They are drawn from the blocks that were computed, so that a few of them, far apart in a huge image, have all of theirs.
+    """
+    size, to_next = tile_shape[axis], prod(grid.counts[axis + 1 :])
+    known = set(computed)
+    # Of the first block along the axis, index - to_next is the last of another row, or of none.
+    follows = {index for index in computed if index // to_next % grid.counts[axis] and index - to_next in known}
+    blocks = computed if grid.block_shape[axis] > size else sorted(follows)
+    side = FACET_SIDE[len(grid.shape)]
+    pieces = BlockGrid(
+        grid.block_shape, tuple(size if number == axis else min(side, tile) for number, tile in enumerate(tile_shape))
+    )
+
+    def around(number: int) -> tuple[int, Box] | None:
+        index = blocks[number // pieces.block_count]
+        block = grid.block(index)
+        piece = pieces.block(number % pieces.block_count).shift(block.start).intersect(block)
+        face = piece.start[axis]
+        if piece.is_empty or (face == block.start[axis] and index not in follows):
+            return None
         start = tuple(face - reach if number == axis else value for number, value in enumerate(piece.start))
         stop = tuple(face + reach if number == axis else value for number, value in enumerate(piece.stop))
-        return face, Box(start, stop).intersect(region)
+        return face, Box(start, stop).intersect(Box.from_shape(grid.shape))
 
-    wanted = FACETS if is_there is None else _CANDIDATES
-    facets = [around(int(index)) for index in _strewn(grid.block_count, wanted)]
-    if is_there is not None:
-        facets = [(face, box) for face, box in facets if is_there(box)]
-    for index in _strewn(len(facets), FACETS):
-        yield facets[int(index)]
+    drawn = [around(int(number)) for number in _strewn(len(blocks) * pieces.block_count, _CANDIDATES)]
+    facets = [facet for facet in drawn if facet is not None]
+    return [facets[int(number)] for number in _strewn(len(facets), FACETS)]
 
 
 def _strewn(count: int, wanted: int) -> NDArray[np.intp]:

@@ -14,10 +14,10 @@ from scipy import ndimage
 
 from tests.flows.test_cli import call
 from tests.unet_core.test_approximate import probabilities
-from unet_core.geometry import Box
+from unet_core.geometry import BlockGrid, Box
 from unet_core.job import make_job
 from unet_core.networks import NETWORKS
-from unet_core.seams import FACETS, Seam, measure_seams, seam_scores
+from unet_core.seams import FACETS, NOT_MEASURABLE, Seam, measure_seams, seam_scores
 from unet_core.segment import run
 
 Maker = Callable[..., Path]
@@ -40,8 +40,9 @@ def by_tile(shape: tuple[int, ...], tile: tuple[int, ...], seed: int) -> NDArray
 
 def score(values: NDArray[Any], tile: tuple[int, ...], **more: Any) -> dict[str, Seam]:
     axes = "zyx"[-values.ndim :]
+    grid = BlockGrid(values.shape, tuple(2 * size for size in tile))
     return seam_scores(
-        lambda box: values[(None, *box.slices())], Box.from_shape(values.shape), axes, tile, (4,) * values.ndim, **more
+        lambda box: values[(None, *box.slices())], grid, range(grid.block_count), axes, tile, (4,) * values.ndim, **more
     )
 
 
@@ -71,7 +72,7 @@ def test_labels_that_are_shifted_tile_by_tile_are_seen(shape: tuple[int, ...], t
 
 def test_face_and_elsewhere_are_what_a_plain_loop_gives() -> None:
     values = np.random.default_rng(0).random((37, 22))
-    found = seam_scores(lambda box: values[(None, *box.slices())], Box.from_shape((37, 22)), "yx", (8, 30), (2, 2))
+    found = seam_scores(lambda box: values[(None, *box.slices())], BlockGrid((37, 22), (16, 30)), range(3), "yx", (8, 30), (2, 2))
     assert set(found) == {"y"}  # there is no face across x
     steps = np.diff(values, axis=0)
 
@@ -94,12 +95,45 @@ def test_boxes_are_few_small_and_all_over_a_huge_image() -> None:
         read.append(box)
         return np.zeros((1, *box.shape), np.float32)
 
-    found = seam_scores(look, Box.from_shape(shape), "yx", (512, 512), (16, 16))
+    grid = BlockGrid(shape, (8192, 8192))
+    found = seam_scores(look, grid, range(grid.block_count), "yx", (512, 512), (16, 16))
     assert len(read) <= 2 * FACETS
     assert max(box.voxel_count for box in read) <= 128 * 68
     starts = np.array([box.start for box in read[: len(read) // 2]]) / 10**6
     assert np.histogram2d(*starts.T, bins=4, range=[[0, 1]] * 2)[0].min() > 0
     assert found["y"] == Seam(0.0, 0.0, 1.0, 1.0, 1.0, FACETS)
+
+
+def test_regions_far_apart_in_a_huge_image_have_all_their_faces() -> None:
+    """Compared with a loop over their tiles; nothing that was not computed is read."""
+    grid, read = BlockGrid((60_000, 60_000), (64, 96)), []
+    corners = [(y, x) for y in range(4) for x in range(3)] + [(y, x) for y in range(935, 938) for x in range(620, 625)]
+    done = [grid.index(place) for place in [*corners, (400, 300)]]
+    whole = Box.from_shape(grid.shape)
+    tiles = {
+        (box.start[0] // 32 + y, box.start[1] // 32 + x)
+        for box in map(grid.block, done)
+        for y, x in np.ndindex(-(-box.shape[0] // 32), -(-box.shape[1] // 32))
+    }
+
+    def look(box: Box) -> NDArray[np.floating]:
+        read.append(box)
+        assert whole.contains(box)
+        assert set(grid.touching(box)) <= set(done)
+        return np.random.default_rng(box.start).random((1, *box.shape))
+
+    found = seam_scores(look, grid, done, "yx", (32, 32), (4, 4))
+    assert found["y"].facets == sum((y - 1, x) in tiles for y, x in tiles) > 100
+    assert found["x"].facets == sum((y, x - 1) in tiles for y, x in tiles) > 100
+    assert len({(box.start, box.stop) for box in read}) == len(read)
+
+
+@pytest.mark.parametrize(("shape", "tile"), [((18, 30), (2, 30)), ((18, 30), (3, 30)), ((9, 30), (8, 30))])
+def test_faces_that_cannot_be_measured_are_not_taken_for_none(shape: tuple[int, ...], tile: tuple[int, ...]) -> None:
+    found = score(np.random.default_rng(0).random(shape), tile)
+    assert found == {"y": NOT_MEASURABLE}
+    assert "across y, seams cannot be measured" in found["y"].sentence("y")
+    assert score(np.zeros(shape), shape) == {}
 
 
 def test_numbers_stay_finite_where_only_faces_differ() -> None:
@@ -144,7 +178,7 @@ def test_an_exact_run_has_no_seam_and_an_approximate_one_reports_its_own(
 
 
 def test_faces_of_a_region_are_those_inside_it(
-    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = {"image": str(make_image((150, 130))), "model": str(make_model(levels=2)), "block_shape": (24, 24)}
     base |= {"probabilities": "float32"}
@@ -158,3 +192,9 @@ def test_faces_of_a_region_are_those_inside_it(
     assert all(seam.face < 3 * seam.elsewhere for seam in found.values()), found
     run(make_job(**base, output=str(tmp_path / "one"), roi=("0:1,0:1",)))
     assert measure_seams(str(tmp_path / "one")) == {}
+    run(make_job(**base | {"block_shape": (2, 130)}, output=str(tmp_path / "thin")))
+    assert measure_seams(str(tmp_path / "thin")) == {"y": NOT_MEASURABLE}
+    for name, words in (("one", "no two tiles or blocks of it meet"), ("thin", "seams: across y, seams cannot be measured")):
+        code, out, _ = call(monkeypatch, capsys, "seams", tmp_path / name, "--json")
+        assert code == 0
+        assert words in out
