@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from unet_core import ledger
-from unet_core.errors import BlockError, LedgerError
+from unet_core.errors import BlockError, LedgerError, UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.places import check_writable
@@ -159,6 +159,7 @@ def finish(
     counts = {
         entry.name: sum(record.label_voxels.get(str(entry.value), 0) for record in segmented) for entry in plan.model.classes
     }
+    seams, unmeasured = _seams(output_url) if plan.exact is not True and not failures else ({}, [])
     size = 1.0
     for step in plan.scale:
         size *= step
@@ -174,10 +175,18 @@ def finish(
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         failures=failures,
-        warnings=[*planned.warnings, *_mixed(segmented)],
+        warnings=[*planned.warnings, *_mixed(segmented), *unmeasured],
         hardware=sorted({record.hardware for record in segmented}),
-        seams=measure_seams(output_url) if plan.exact is not True and not failures else {},
+        seams=seams,
     )
+
+
+def _seams(output_url: str) -> tuple[dict[str, Seam], list[str]]:
+    """The seam score of a complete output, or a warning: it says how good the result is, not whether it is there."""
+    try:
+        return measure_seams(output_url), []
+    except (UnetCoreError, OSError) as error:
+        return {}, [f"seam score not measured: {error}; 'unet seams {output_url}' measures it."]
 
 
 def _mixed(records: list[Record]) -> list[str]:

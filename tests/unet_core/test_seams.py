@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from tests.flows.test_cli import call
 from tests.unet_core.test_approximate import probabilities
+from unet_core.errors import LedgerError
 from unet_core.geometry import BlockGrid, Box
 from unet_core.job import make_job
 from unet_core.networks import NETWORKS
+from unet_core.result import Result
 from unet_core.seams import FACETS, NOT_MEASURABLE, Seam, measure_seams, seam_scores
-from unet_core.segment import run
+from unet_core.segment import read_status, run
 
 Maker = Callable[..., Path]
 CASES = [((515, 733), (64, 48)), ((60, 131, 150), (16, 32, 24))]
@@ -175,6 +179,45 @@ def test_an_exact_run_has_no_seam_and_an_approximate_one_reports_its_own(
     code, out, _ = call(monkeypatch, capsys, *common, "--model", model, "--probabilities", "float32")
     assert code == 0
     assert "seams: across y, the result jumps at faces" in out
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), LedgerError("0/c/0/0 is missing")])
+def test_a_complete_run_stays_complete_where_its_seams_cannot_be_read(
+    error: Exception, make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "whole_box", "tests.unet_core.test_approximate:WholeBox")
+
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Result, "volume", fail)
+    model = make_model(network="whole_box", norm="instance")
+    job = make_job(image=str(make_image((40, 50))), output=str(tmp_path / "out"), model=str(model), approximate=True)
+    summary = run(job)
+    assert (summary.status, summary.seams, read_status(job.output).state) == ("complete", {}, "complete")
+    assert any(text.startswith(f"seam score not measured: {error}") for text in summary.warnings)
+
+
+@pytest.mark.parametrize("keep", ["none", "uint8", "float32"])
+def test_the_score_of_an_output_is_that_of_its_stored_arrays(
+    keep: str, make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    base = {"image": str(make_image((150, 130))), "model": str(make_model(levels=2)), "block_shape": (24, 24)}
+    run(make_job(**base, output=str(tmp_path / "out"), probabilities=keep))
+    path = tmp_path / "out" / ("labels/classes/0" if keep == "none" else "0")
+    stored = np.asarray(zarr.open_array(path, mode="r")[...]).reshape(-1, 150, 130)
+    found = measure_seams(str(tmp_path / "out"))
+    assert set(found) == {"y", "x"}
+    for number, seam in enumerate(found.values(), start=1):
+        planes = np.moveaxis(stored, number, 0)
+        faces = range(24, len(planes) - 1, 24)
+        if keep == "none":  # as labels: voxels differ or do not, however far apart their values
+            jumps = [(planes[face] != planes[face - 1]).mean() for face in faces]
+        else:
+            values = planes.astype(np.float64) / (255 if keep == "uint8" else 1)
+            steps = np.diff(values, axis=0)
+            jumps = [np.abs(steps[face - 1] - (steps[face - 2] + steps[face]) / 2).mean() for face in faces]
+        np.testing.assert_allclose(seam.face, np.mean(jumps), rtol=1e-4)
 
 
 def test_faces_of_a_region_are_those_inside_it(
