@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from unet_core.errors import GridError
 from unet_core.geometry import BlockGrid, Box, Shape
@@ -18,7 +19,13 @@ NUMERICS = 1  # raised when a release changes the bytes of a result
 SEGMENT_STAGE = "segment"
 MAX_LEVELS = 12
 ITEM_BYTES = {"uint8": 1, "float32": 4}
+MAX_STRIDE = 1 << 16  # as of a footprint that is stated
 SMALLEST_LEVEL = 256  # the pyramid ends when its longest axis is no longer than this
+
+
+# A plan is read from outputs of others too, so that what code relies on is checked: sizes here, what they are to each other below.
+Sizes = tuple[Annotated[int, Field(ge=1)], ...]
+Counts = tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class _Record(BaseModel):
@@ -61,18 +68,18 @@ class ModelPlan(_Record):
 class FootprintPlan(_Record):
     """Margin and alignment of the network, in voxels."""
 
-    before: Shape
-    after: Shape
-    stride: Shape
-    skip: Shape = Field(description="of the network's output, before the write box; 0 for unpadded networks")
-    read_shape: Shape = Field(description="what a whole block reads; a tile, where there are tiles")
+    before: Counts
+    after: Counts
+    stride: tuple[Annotated[int, Field(ge=1, le=MAX_STRIDE)], ...]
+    skip: Counts = Field(description="of the network's output, before the write box; 0 for unpadded networks")
+    read_shape: Sizes = Field(description="what a whole block reads; a tile, where there are tiles")
 
 
 class LevelPlan(_Record):
     """One resolution of the output: its shape, and how much coarser it is than the level before."""
 
-    shape: Shape
-    factor: Shape
+    shape: Sizes
+    factor: Sizes
 
 
 class ImagePlan(_Record):
@@ -88,9 +95,16 @@ class ImagePlan(_Record):
 
     path: str
     kind: Literal["probabilities", "map", "labels"]
-    channels: int | None
-    dtype: str
+    channels: int | None = Field(ge=1)
+    dtype: str = Field(pattern="^(uint8|float32)$")
     label_value: int | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if path and any(part in ("", ".", "..") for part in path.split("/")):
+            raise PydanticCustomError("path", "Image path should stay inside the output")
+        return path
 
     def array_path(self, level: int) -> str:
         return f"{self.path}/{level}".lstrip("/")
@@ -130,16 +144,34 @@ class Plan(_Record):
     threads: int
     exact: bool | Literal["unproven"] = True
     ngff: Literal["0.5", "0.4"]
-    block_shape: Shape
-    tile_shape: Shape | None = None
-    strip: int | None = None
-    chunk_shape: Shape
-    levels: tuple[LevelPlan, ...]
+    block_shape: Sizes
+    tile_shape: Sizes | None = None
+    strip: int | None = Field(default=None, ge=1)
+    chunk_shape: Sizes
+    levels: tuple[LevelPlan, ...] = Field(min_length=1)
     images: tuple[ImagePlan, ...]
-    spatial_axes: str
+    spatial_axes: str = Field(pattern="^z?y?x?$")
     scale: tuple[float, ...]
     translation: tuple[float, ...]
     unit: str | None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Plan:
+        """Every shape has the plan's axes, blocks hold whole tiles and these whole strides, and there are labels."""
+        near, dims = self.footprint, len(self.spatial_axes)
+        shapes = {f"footprint.{name}": getattr(near, name) for name in ("before", "after", "stride", "skip", "read_shape")}
+        shapes |= {name: getattr(self, name) for name in ("block_shape", "pass_shape", "chunk_shape", "scale", "translation")}
+        shapes |= {f"levels.{number}": level.shape for number, level in enumerate(self.levels)}
+        shapes |= {f"levels.{number}.factor": level.factor for number, level in enumerate(self.levels)}
+        for name, shape in shapes.items():
+            if len(shape) != dims:
+                raise _unfit(f"{name} {shape} should have one number for each of the axes '{self.spatial_axes}'")
+        for what, larger, smaller in (("tiles", self.block_shape, self.pass_shape), ("strides", self.pass_shape, near.stride)):
+            if any(size % step for size, step in zip(larger, smaller, strict=True)):
+                raise _unfit(f"a shape of {larger} should be a whole number of {what} of {smaller}")
+        if not any(image.kind == "labels" for image in self.images):
+            raise _unfit("images should hold labels")
+        return self
 
     @cached_property
     def id(self) -> str:
@@ -179,6 +211,10 @@ class Plan(_Record):
             for image in self.images
             for level in self.levels
         )
+
+
+def _unfit(text: str) -> PydanticCustomError:
+    return PydanticCustomError("plan", "{text}", {"text": text})
 
 
 def canonical_json(value: Any) -> bytes:

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from tests.flows.test_cli import call
 from tests.unet_core.test_approximate import probabilities
-from unet_core.errors import LedgerError
+from unet_core.errors import LedgerError, ResumeError
 from unet_core.geometry import BlockGrid, Box
 from unet_core.job import make_job
 from unet_core.networks import NETWORKS
@@ -179,6 +179,55 @@ def test_an_exact_run_has_no_seam_and_an_approximate_one_reports_its_own(
     code, out, _ = call(monkeypatch, capsys, *common, "--model", model, "--probabilities", "float32")
     assert code == 0
     assert "seams: across y, the result jumps at faces" in out
+
+
+DAMAGED: list[tuple[str, Any, str]] = [
+    ("footprint.stride", [10**7, 2], "footprint.stride.0: .* less than or equal to 65536 .got 10000000"),
+    ("footprint.stride", [0, 0], "footprint.stride.0: .* greater than or equal to 1 .got 0"),
+    ("footprint.stride", [2], "footprint.stride .2,. should have one number for each of the axes 'yx'"),
+    ("footprint.read_shape", [0, 60], "footprint.read_shape.0: "),
+    ("tile_shape", [0, 0], "tile_shape.0: .* greater than or equal to 1"),
+    ("tile_shape", [24], "pass_shape .24,. should have one number"),
+    ("tile_shape", [5, 5], r"a shape of .24, 24. should be a whole number of tiles of .5, 5."),
+    ("block_shape", [-24, -24], "block_shape.0: "),
+    ("block_shape", [25, 25], r"a shape of .25, 25. should be a whole number of strides of .2, 2."),
+    ("strip", 0, "strip: "),
+    ("levels", [], "levels: .* at least 1 item"),
+    ("images", [], "images should hold labels"),
+    ("images.1.path", "../secret", "images.1.path: Image path should stay inside the output .got '../secret'"),
+    ("images.1.path", "/secret", "images.1.path: "),
+    ("images.1.path", "labels/../../secret", "images.1.path: "),
+    ("images.1.dtype", "object", "images.1.dtype: "),
+    ("spatial_axes", "y", "should have one number for each of the axes 'y'"),
+]
+
+
+def test_a_plan_that_cannot_be_is_refused_when_it_is_read(
+    make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output may come from others: its plan must not lead out of it, nor to boxes without bound."""
+    output = tmp_path / "out"
+    run(
+        make_job(
+            image=str(make_image((50, 60))), output=str(output), model=str(make_model(levels=2)), block_shape=(24, 24), strip=0
+        )
+    )
+    path = output / ".unet" / "plan.json"
+    whole = path.read_bytes()
+    for field, value, words in DAMAGED:
+        plan = json.loads(whole)
+        *parents, name = field.split(".")
+        inner = plan
+        for key in parents:
+            inner = inner[int(key) if key.isdecimal() else key]
+        inner[name] = value
+        path.write_text(json.dumps(plan))
+        with pytest.raises(ResumeError, match=rf"plan.json in .* is damaged, or of another release .*{words}"):
+            measure_seams(str(output))
+    code, _, err = call(monkeypatch, capsys, "seams", output)
+    assert (code, "is damaged" in err) == (2, True)
+    path.write_bytes(whole)
+    assert set(measure_seams(str(output))) == {"y", "x"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), LedgerError("0/c/0/0 is missing")])
