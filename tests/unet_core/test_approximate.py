@@ -20,8 +20,8 @@ from tests.conftest import random_network, textured
 from tests.flows.test_cli import call
 from tests.unet_core.foreign.test_opaque import SAME, package
 from tests.unet_core.test_segment import digest
-from unet_core import worker
-from unet_core.errors import FootprintError, GridError, JobError, ResumeError
+from unet_core import ledger, worker
+from unet_core.errors import FootprintError, GridError, JobError, ResumeError, VolumeError
 from unet_core.footprint import footprint
 from unet_core.geometry import Box
 from unet_core.job import make_job
@@ -32,6 +32,7 @@ from unet_core.plan import Plan
 from unet_core.planning import resolve
 from unet_core.rules import trace
 from unet_core.segment import plan_run, run
+from unet_core.store import open_store
 from unet_core.tiles import tiles_of
 
 Maker = Callable[..., Path]
@@ -181,6 +182,22 @@ def test_a_region_gives_the_bytes_of_the_whole(make_model: Maker, make_image: Ma
     assert not part[:, :32].any()
 
 
+def test_absent_chunks_that_tiles_read_are_foreseen_and_recorded(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    """The last tile hangs over the image's end, so that the mirrored rows it reads lie far before the block that is asked for."""
+    image, output = make_image((75, 93), chunks=(10, 93)), tmp_path / "out"
+    base = {"image": str(image), "output": str(output), "model": str(make_model(network="whole_box", norm="instance"))}
+    base |= {"approximate": True, "tile_shape": (24, 32), "block_shape": (24, 32), "roi": ("73:75,0:5",)}  # type: ignore[dict-item]
+    (image / "c" / "3" / "0").unlink()  # not read: rows 30 to 39
+    resolve(make_job(**base))
+    (image / "c" / "5" / "0").unlink()  # rows 50 to 59; tile 72:96 is mirrored from row 53 on, its block from row 70 on
+    with pytest.raises(VolumeError, match=r"chunk .*c/5/0 is missing \(1 in all\)"):
+        resolve(make_job(**base))
+    summary = run(make_job(**base, missing="fill"))
+    records = ledger.read_records(open_store(str(output)), "segment", summary.plan)
+    assert [key[-5:] for record in records.values() for key in record.missing_chunks] == ["c/5/0"]
+    assert any(text.startswith("1 absent chunks are read as background") for text in summary.warnings)
+
+
 @pytest.mark.slow
 def test_workers_give_the_bytes_of_the_serial_run(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     from distributed import Client
@@ -323,6 +340,18 @@ def test_the_footprint_is_that_of_the_other_layers(kind: str, dims: int) -> None
         assert looks(torch.zeros(1, 1, *smallest)).shape[2:] == found.output_shape(smallest)
 
 
+@pytest.mark.parametrize(("dims", "smallest"), [(2, (2, 4)), (3, (2, 2, 4))])
+def test_statistics_have_more_than_one_sample(dims: int, smallest: tuple[int, ...]) -> None:
+    """torch refuses to normalise a single one; the smallest legal input leaves two along the last axis."""
+    half, norm, back = CONVOLUTION[dims](1, 2, 2, stride=2), INSTANCE_NORM[dims](2), TRANSPOSED[dims](2, 1, 2, stride=2)
+    network = nn.Sequential(half, norm, back).eval()
+    assert footprint(network, approximate=True).legal_shape((1,) * dims) == smallest
+    with torch.inference_mode():
+        assert network(torch.rand(1, 1, *smallest)).shape[2:] == smallest
+        with pytest.raises(ValueError, match="more than 1 spatial element"):
+            network(torch.rand(1, 1, *(2,) * dims))
+
+
 class Misuse(nn.Module):
     """Takes the one sample of a global pooling where many are needed."""
 
@@ -359,7 +388,7 @@ def test_a_network_of_the_table_with_instance_normalisation(make_model: Maker, m
     options = {"model": str(model), "approximate": True, "tile_shape": (24, 32), "block_shape": (48, 32)}
     summary = run(make_job(image=str(image), output=str(tmp_path / "out"), probabilities="float32", **options))
     assert summary.status == "complete"
-    assert summary.seams is not None
+    assert {axis for axis, seam in summary.seams.items() if seam.facets} == {"y", "x"}
     np.testing.assert_allclose(
         probabilities(tmp_path / "out"), tile_by_tile(network, textured((75, 93)), (24, 32)), atol=1e-5, rtol=0
     )
