@@ -21,6 +21,7 @@ from unet_core.volumes.reflect import folded
 SAMPLED_VOXELS = 1 << 27  # of each channel, at most
 CHECKED_BYTES = 128 << 20  # decoded while planning, at most; an image below it is checked whole
 CHECKED_CHUNKS = 512
+LARGEST_OFFSET = 1e30  # and scale, as of a model package; 1e30 and 1e-30 lie far inside float32
 _REGION_SIDE = {2: 2048, 3: 160}
 
 PerChannel = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -28,14 +29,29 @@ Stated = FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNorm
 
 
 def resolve_normalisation(stated: Stated, source: Source) -> Normalisation:
-    """The numbers by which the image is normalised: those that the model states, or those of the whole image."""
+    """The numbers by which the image is normalised: those that the model states, or those of the whole image.
+
+    Raises:
+        VolumeError: if those of the image are none that float32 can compute with.
+    """
     if isinstance(stated, FixedNormalisation):
         return Normalisation(offset=stated.offset, scale=stated.scale)
-    if isinstance(stated, ImageNormalisation):
-        return from_percentiles(*percentiles(source, stated.low, stated.high, stated.joint), stated.eps)
-    if isinstance(stated, MomentsNormalisation):
-        return from_moments(*moments(source, stated.joint), stated.eps)
-    return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)
+    if isinstance(stated, NoNormalisation):
+        return Normalisation(offset=(0.0,) * source.channel_count, scale=(1.0,) * source.channel_count)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers out of range are refused below
+        if isinstance(stated, ImageNormalisation):
+            found = from_percentiles(*percentiles(source, stated.low, stated.high, stated.joint), stated.eps)
+        else:
+            found = from_moments(*moments(source, stated.joint), stated.eps)
+    for channel, (offset, scale) in enumerate(zip(found.offset, found.scale, strict=True)):
+        # Also false for NaN.
+        if not (abs(offset) <= LARGEST_OFFSET and 1 / LARGEST_OFFSET <= scale <= LARGEST_OFFSET):
+            raise VolumeError(
+                f"Channel {channel} of {source.volume.url} would be normalised by (value - {offset:.3g}) / {scale:.3g}, offset up to "
+                f"{LARGEST_OFFSET:.0e} and scale from {1 / LARGEST_OFFSET:.0e} to {LARGEST_OFFSET:.0e} fit float32; rescale the image's "
+                "intensities."
+            )
+    return found
 
 
 def percentiles(source: Source, low: float, high: float, joint: bool = False) -> PerChannel:
@@ -100,7 +116,7 @@ class _Moments:
             return self if self.count else other
         apart = other.mean - self.mean
         mean = self.mean + apart * other.count / count
-        return _Moments(count, mean, self.squares + other.squares + apart**2 * self.count * other.count / count)
+        return _Moments(count, mean, self.squares + other.squares + apart * apart * self.count * other.count / count)
 
 
 def _moments_of(values: NDArray[Any]) -> _Moments:

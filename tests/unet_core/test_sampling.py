@@ -101,6 +101,26 @@ def test_a_plan_holds_the_moments_and_a_package_keeps_the_kind(tmp_path: Path) -
     np.testing.assert_allclose(normalised, (values - values.mean()) / (values.std() + 0.01), atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_regions")
+@pytest.mark.parametrize("stated", [MomentsNormalisation(), MomentsNormalisation(joint=True), ImageNormalisation()])
+@pytest.mark.parametrize("factor", [1e200, 1e155, 1e32])
+def test_statistics_that_float32_cannot_hold_are_refused(stated: Any, factor: float) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 37, 53)) * [[[1.0]], [[factor]]]
+    with pytest.raises(
+        VolumeError, match=r"Channel [01] of .* would be normalised by .value - .*fit float32; rescale the image's"
+    ):
+        sampling.resolve_normalisation(stated, source(values))
+    fitting = sampling.resolve_normalisation(stated, source(values / factor * 1e25))
+    assert np.isfinite([fitting.offset, fitting.scale]).all()
+
+
+def test_a_contrast_too_small_for_float32_is_refused() -> None:
+    values = np.linspace(0, 1e-40, 1000).reshape(1, 20, 50)
+    with pytest.raises(VolumeError, match=r"/ 9.88e-41, offset"):
+        sampling.resolve_normalisation(ImageNormalisation(), source(values))
+    assert sampling.resolve_normalisation(MomentsNormalisation(), source(values)).scale == pytest.approx((1e-6,))
+
+
 def test_what_an_older_package_states_keeps_its_identity() -> None:
     assert ImageNormalisation(low=2).model_dump(mode="json") == {"kind": "image", "low": 2.0, "high": 99.8}
     stated = ImageNormalisation(joint=True, eps=0.5)
