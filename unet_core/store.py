@@ -259,7 +259,7 @@ class LocalStore:
     def _write_part(self, key: str, data: bytes) -> Path:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = self.root / OWN_FOLDER
+        own = self._path(OWN_FOLDER)  # refused if it is a link out of the root
         folder = own if own.is_dir() else path.parent
         part = folder / f".{path.name}.{_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}"
         try:
@@ -313,7 +313,7 @@ class LocalStore:
 
     def delete_leftovers(self) -> None:
         oldest = time.time() - LEFTOVER_SECONDS
-        for part in (self.root / OWN_FOLDER).glob(f".*{_PART_SUFFIX}"):
+        for part in self._path(OWN_FOLDER).glob(f".*{_PART_SUFFIX}"):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < oldest or _is_gone(part.name.split(".")[-3]):
                     part.unlink()

@@ -107,6 +107,22 @@ def test_keys_and_links_stay_inside(tmp_path: Path) -> None:
         store.get("link/secret")
 
 
+def test_an_own_folder_that_is_a_link_out_is_refused_and_nothing_there_touched(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    root.mkdir()
+    (root / ".unet").symlink_to(outside)
+    leftover = outside / ".x.elsewhere@1.0.unet-part"
+    leftover.touch()
+    os.utime(leftover, (0, 0))
+    store = open_store(str(root))
+    for use in (lambda: store.put("a", b"x"), lambda: store.put_if_absent("a", b"x"), store.delete_leftovers):
+        with pytest.raises(InputError, match=r"symlink leaves the archive: \.unet in"):
+            use()
+    assert os.listdir(outside) == [leftover.name]
+    assert not (root / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
