@@ -81,6 +81,8 @@ def open_result(url: str) -> Result:
     """Open an output of ``run``.
 
     Raises:
+        JobError: if ``url`` is no place at all.
         ResumeError: if it is not an output of this program.
     """
-    return Result(url, ledger.read_plan(open_store(url)), read_status(url))
+    status = read_status(url)
+    return Result(url, ledger.read_plan(open_store(url)), status)

@@ -224,6 +224,8 @@ def test_a_plan_that_cannot_be_is_refused_when_it_is_read(
         path.write_text(json.dumps(plan))
         with pytest.raises(ResumeError, match=rf"plan.json in .* is damaged, or of another release .*{words}"):
             measure_seams(str(output))
+    code, _, err = call(monkeypatch, capsys, "seams", "")
+    assert (code, "Output is ''; give a path" in err) == (2, True)
     code, _, err = call(monkeypatch, capsys, "seams", output)
     assert (code, "is damaged" in err) == (2, True)
     path.write_bytes(whole)
