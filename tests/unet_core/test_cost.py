@@ -1,0 +1,31 @@
+"""Operations of a forward pass: those that torch counts while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.conftest import random_network
+from tests.unet_core.networks.test_conformance import SMALL
+from unet_core.cost import operations
+from unet_core.footprint import footprint
+from unet_core.networks import NETWORKS
+from unet_core.rules import trace
+
+CASES: list[tuple[str, dict[str, Any]]] = [(name, arguments) for name, cases in SMALL.items() for arguments in cases]
+CASES += [("whole_box", {"norm": norm, "dims": dims}) for norm in ("instance", "squeeze", "mean") for dims in (2, 3)]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=str)
+def test_operations_are_those_that_torch_counts(name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "whole_box", "tests.unet_core.test_approximate:WholeBox")
+    network = random_network(0, name, **({"in_channels": 1, "classes": 2} | arguments)).to("meta")
+    traced, geometry = trace(network, approximate=True), footprint(network, approximate=True)
+    for at_least in (9, 33):
+        shape = geometry.legal_shape(tuple(at_least + 5 * axis for axis in range(geometry.dims)))
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(torch.empty((1, 1, *shape), device="meta"))
+        assert operations(traced, (1, *shape)) == counter.get_total_flops()
