@@ -56,10 +56,11 @@ def strip_bytes(traced: Trace, input_shape: Shape, strip: int, element_bytes: in
     network = traced.graph
     parameters = sum(value.numel() for value in network.parameters()) * element_bytes
     streaming = Streaming(replace(traced, graph=_without_values(network)), input_shape[1 + AXIS])
-    shape = (1, input_shape[0], strip, *input_shape[2 + AXIS :])
+    length, more = input_shape[1 + AXIS], 3
     with torch.inference_mode(), LiveBytes() as live:
-        more = 3
-        for _ in range(input_shape[1 + AXIS] // strip):
+        for first in range(0, length, strip):
+            rows = min(strip, length - first)  # a strip may be longer than the box, or its last one shorter
+            shape = (1, input_shape[0], rows, *input_shape[2 + AXIS :])
             if streaming.push(torch.empty(shape, device="meta")) is not None:
                 more -= 1
             if not more:

@@ -64,7 +64,13 @@ class Planned:
             "reads": f"{plan.footprint.read_shape} voxels a {'tile' if plan.tile_shape else 'block'}, {read / write:.2f} x what it writes",
             "exact": plan.exact,
             **({"tiles": f"{plan.tile_shape} voxels, seen whole by {', '.join(self.whole_box)}"} if plan.tile_shape else {}),
-            **({"strips": f"{plan.strip} rows of {plan.spatial_axes[0]} at a time"} if plan.strip else {}),
+            **(
+                {
+                    "strips": f"{plan.strip} {'rows' if len(plan.block_shape) == 2 else 'sections'} along {plan.spatial_axes[0]} at a time"
+                }
+                if plan.strip
+                else {}
+            ),
             "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
@@ -176,6 +182,8 @@ def _check_approximate(job: SegmentationJob, package: ModelPackage) -> None:
         raise FootprintError(f"Model '{package.description.name}': {refusal(package.whole_box)}")
     if job.tile_shape is not None and not job.approximate:
         raise JobError(f"--tile-shape is {job.tile_shape}, but only --approximate runs in tiles; use --block-shape, or both.")
+    if package.whole_box and job.strip:
+        raise JobError(f"--strip is {job.strip}, but layers of the model look at whole tiles; leave it out, or use --strip 0.")
     if job.approximate and isinstance(package.network, OpaqueNetwork):
         raise JobError(
             f"Model '{package.description.name}' is TorchScript, whose layers are not read: whether any looks at the whole box is not known, "

@@ -253,6 +253,9 @@ def test_tiles_blocks_and_options_that_do_not_fit_are_refused(make_model: Maker,
         resolve(make_job(**base, approximate=True, tile_shape=(16,)))
     with pytest.raises(JobError, match="Block axis x: 40 voxels is not a multiple of the tile of 16; use 32 or 48.*--tile-shape"):
         resolve(make_job(**base, approximate=True, tile_shape=(16, 16), block_shape=(32, 40)))
+    with pytest.raises(JobError, match="--strip is 16, but layers of the model look at whole tiles; leave it out"):
+        resolve(make_job(**base, approximate=True, strip=16))
+    assert resolve(make_job(**base, approximate=True, strip=0)).plan.strip is None
     exact = {**base, "model": str(make_model())}
     with pytest.raises(JobError, match="--tile-shape is .16, 16., but only --approximate"):
         resolve(make_job(**exact, tile_shape=(16, 16)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import zarr
 
 from tests.conftest import textured
+from tests.flows.test_cli import call
 from tests.unet_core.test_segment import digest, expected_logits, labels_of
 from unet_core.blocks import FEWEST_BLOCKS
-from unet_core.errors import FootprintError, GridError, MemoryBudgetError
+from unet_core.errors import FootprintError, GridError, MemoryBudgetError, ResumeError
 from unet_core.geometry import BlockGrid
 from unet_core.job import make_job
 from unet_core.plan import Plan
+from unet_core.planning import resolve
 from unet_core.segment import plan_run, run
 
 Maker = Callable[..., Path]
@@ -90,6 +93,48 @@ def test_less_memory_makes_lower_strips_and_smaller_blocks(make_model: Maker, tm
     assert len({*sizes}) == 3
     with pytest.raises(MemoryBudgetError, match=r"needs .* GiB, the worker may use 0.2 GiB; use a smaller --block-shape"):
         planned((16384, 16384), model, tmp_path, memory_gib=0.2)
+
+
+def test_taller_strips_need_more_memory_up_to_the_whole_block(make_model: Maker, tmp_path: Path) -> None:
+    image, model = tmp_path / "image", make_model(levels=4, base=16)
+    zarr.create_array(image, data=textured((300, 290)), chunks=(300, 290))
+    job = {"image": str(image), "output": str(tmp_path / "out"), "model": str(model), "block_shape": (304, 304)}
+    read = plan_run(make_job(**job)).footprint.read_shape[0]
+    whole = -(-read // 8) * 8
+    needed = [resolve(make_job(**job, strip=strip)).memory_bytes for strip in (16, 64, whole, 4096)]
+    assert needed[0] < needed[1] < needed[2] == needed[3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((40, 50), "16 rows along y at a time"), ((9, 20, 21), "16 sections along z at a time")]
+)
+def test_the_plan_says_how_it_streams(
+    shape: tuple[int, ...], words: str, make_model: Maker, make_image: Maker, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    image, model = make_image(shape), make_model(dims=len(shape), levels=2)
+    code, out, _ = call(monkeypatch, capsys, "plan", image, tmp_path / "out", "--model", model, "--strip", "16", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["strips"]) == (0, words)
+    _, out, _ = call(monkeypatch, capsys, "plan", image, tmp_path / "out", "--model", model, "--strip", "0", "--json")
+    assert "strips" not in json.loads(out.splitlines()[-1])
+
+
+def test_a_killed_run_goes_on_with_its_strip_and_no_other(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    base = {"image": str(make_image((75, 93))), "model": str(make_model()), "block_shape": (32, 32)}
+    output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+
+    def stop(record: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_job(**base, output=str(output), strip=16), stop)
+    for other in (32, 0, None):
+        with pytest.raises(ResumeError, match="was begun with another strip: 16 then, (32|128|None) now; give a new output"):
+            run(make_job(**base, output=str(output), strip=other))
+    summary = run(make_job(**base, output=str(output), strip=16))
+    assert summary.computed == summary.blocks - 1
+    run(make_job(**base, output=str(undisturbed), strip=16))
+    assert digest(output) == digest(undisturbed)
 
 
 def test_what_cannot_run_in_strips_runs_in_whole_blocks_or_is_refused_by_name(make_model: Maker, tmp_path: Path) -> None:
