@@ -35,6 +35,7 @@ STREAMED_SIZES = {
 STRIPS = {2: (128, 64, 32), 3: (8,)}  # rows, sections; tried in this order
 FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so that several workers have something to do
 MAX_REDUNDANCY = 1.25  # operations, over those of the cheapest blocks, that more blocks may cost
+READOUT = {"float32": 2, "uint8": 3}  # copies of the probabilities of one part, by what is stored of them
 COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
 
 
@@ -139,9 +140,16 @@ def _needed(
 ) -> int:
     element_bytes = 2 if job.precision == "bfloat16" else 4
     input_shape = (len(package.description.input_channels), *read)
+    # Freed activations stay with the process, so that what comes before and after the network adds to it.
+    beside = prod(shape) * voxel_bytes(images) + prod(input_shape) * source.volume.dtype.itemsize
     if strip is None:
-        return peak_bytes(package.traced, input_shape, element_bytes)
+        return peak_bytes(package.traced, input_shape, element_bytes) + beside + _readout_bytes(images, prod(shape))
     assert isinstance(package.traced, Trace)  # others have no strips
-    finished = prod(shape) * voxel_bytes(images)
-    image_bytes = prod(input_shape) * source.volume.dtype.itemsize
-    return strip_bytes(package.traced, input_shape, strip, element_bytes) + finished + image_bytes
+    rows = min(2 * strip, shape[AXIS])  # the first part and the last may be longer than a strip
+    beside += _readout_bytes(images, prod(shape) // shape[AXIS] * rows)
+    return strip_bytes(package.traced, input_shape, strip, element_bytes) + beside
+
+
+def _readout_bytes(images: tuple[ImagePlan, ...], voxels: int) -> int:
+    """What making probabilities of the logits of so many voxels needs, in float32 and before they are stored."""
+    return sum(4 * READOUT[image.dtype] * (image.channels or 1) * voxels for image in images if image.kind == "probabilities")

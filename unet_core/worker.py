@@ -80,18 +80,24 @@ def segment_block(worker: Worker, index: int) -> Record:
 
     What the network gives comes in parts (the whole block, strips of it, or tiles), each turned into values by itself.
     """
+    clock, absent = _Clock(), dict[str, None]()
+    stage = worker.plan.stages[0]
+    values = _predicted(worker, stage.grid.block(index), clock, absent)
+    return _commit(worker, stage, index, values, clock, tuple(absent))
+
+
+def _predicted(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -> list[NDArray[Any]]:
+    """What each image of the plan stores of a block; logits are gone when it is encoded."""
     plan = worker.plan
-    clock, write = _Clock(), plan.stages[0].grid.block(index)
     values: list[NDArray[Any]] = [
         np.empty((*((image.channels,) if image.channels else ()), *write.shape), dtype=image.dtype) for image in plan.images
     ]
-    absent: dict[str, None] = {}
     for place, logits in _parts(worker, write, clock, absent):
         inside: tuple[Any, ...] = place.shift(tuple(-first for first in write.start)).slices()
         for whole, part in zip(values, _readout(plan, logits), strict=True):
             whole[(Ellipsis, *inside)] = part
         clock.stop("predict")
-    return _commit(worker, plan.stages[0], index, values, clock, tuple(absent))
+    return values
 
 
 def _parts(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -> Iterator[tuple[Box, torch.Tensor]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+Maker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 
 MEASURE = """
@@ -19,9 +21,9 @@ from unet_core.job import make_job
 from unet_core.planning import resolve
 from unet_core.segment import prepare
 
-folder, precision, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, precision, size, model, keep = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 zarr.create_array(f"{folder}/image", data=np.random.default_rng(0).integers(0, 255, (2 * size, 2 * size), dtype="u1"), chunks=(256, 256))
-job = make_job(image=f"{folder}/image", output=f"{folder}/out", model="nuclei-fluorescence", block_shape=(size, size), precision=precision)
+job = make_job(image=f"{folder}/image", output=f"{folder}/out", model=model, block_shape=(size, size), precision=precision, probabilities=keep)
 planned = resolve(job)
 request = prepare(planned, job.output)
 worker.open_worker(job.output, request.key)
@@ -47,7 +49,17 @@ print(planned.memory_bytes, peak - idle)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [256, 768])
 def test_a_block_needs_no_more_memory_than_planned(size: int, precision: str, tmp_path: Path) -> None:
-    arguments: list[Any] = [tmp_path, precision, size]
+    check_measured([tmp_path, precision, size, "nuclei-fluorescence", "none"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["uint8", "float32"])
+def test_a_block_of_many_classes_that_runs_whole_needs_no_more_either(keep: str, make_model: Maker, tmp_path: Path) -> None:
+    """Its probabilities need more than the activations of the network."""
+    check_measured([tmp_path, "float32", 768, make_model(classes=20, base=2, padding="same"), keep])
+
+
+def check_measured(arguments: list[Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)], check=True, capture_output=True, text=True, cwd=ROOT
     )
