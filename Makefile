@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # For another build of torch, install it into .venv first, or set TORCH_INDEX to an index as PyTorch's install page names it.
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/unet demo unet-demo
@@ -20,6 +20,9 @@ test: $(VENV)/.dev-ready
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev-ready
+	$(BIN)/python -m tests.benchmarks
 
 $(VENV)/.run-ready: pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a minute or two"
