@@ -47,7 +47,7 @@ def networks(*, json: Flag = False, debug: Flag = False) -> int:
     from unet_core.networks.published import count_all
 
     rows = count_all()
-    print(f"{'network':15} {'configuration':34} {'channels':>9} {'counted':>13} {'published':>13}  margin, stride")
+    print(f"{'network':15} {'configuration':34} {'channels':>9} {'counted':>13} {'published':>13}  margin, stride (unpadded)")
     for row in rows:
         geometry = f"{row.margin[0]}+{row.margin[1]}, {row.stride}"
         print(f"{row.network:15} {row.configuration:34} {row.channels:>9} {row.counted:>13,} {row.published:>13}  {geometry}")

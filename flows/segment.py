@@ -4,6 +4,10 @@
 
 import threading
 
+from flows import settings
+
+settings.apply_defaults()  # Prefect reads the environment when it is imported
+
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE

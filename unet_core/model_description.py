@@ -203,6 +203,10 @@ def _read_json(url: str, where: str) -> Any:
     try:
         text = open_store(url).get(DESCRIPTION_FILE)
     except (FileNotFoundError, NotADirectoryError):
+        if any(open_store(url).exists(name) for name in ("bioimageio.yaml", "rdf.yaml")):
+            raise ModelPackageError(
+                f"Model {url} is a package of bioimage.io; make one of this program from it: unet model import {url} NEW_FOLDER."
+            ) from None
         raise ModelPackageError(
             f"Model {url} has no {DESCRIPTION_FILE}; a model package is a folder with {DESCRIPTION_FILE} and {WEIGHTS_FILE}. "
             "Pickled checkpoints (.pt, .pth) are refused, since loading them can run code."

@@ -286,3 +286,9 @@ def test_a_script_swapped_after_planning_is_refused_before_its_code_runs(tmp_pat
     assert not proof.exists()
     load_model(model, trusted=True)
     assert proof.exists(), "the file did not hold code that runs on loading after all"
+
+
+def test_a_package_of_bioimage_io_is_told_from_a_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "bioimageio.yaml").write_text("format_version: 0.5.4\n")
+    with pytest.raises(ModelPackageError, match=f"is a package of bioimage.io; .*unet model import {tmp_path} NEW_FOLDER"):
+        load_model(tmp_path)
