@@ -80,18 +80,19 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
     """
     from math import prod
 
-    from unet_core.blocks import BLOCK_SIZES
+    from unet_core.blocks import can_stream, usual_shapes
     from unet_core.cost import operations
     from unet_core.geometry import Box
     from unet_core.model_package import load_model
-    from unet_core.plan import fit_block_shape
+    from unet_core.planning import MAX_AMPLIFICATION
 
     package = load_model(model, trust_model)
     description, geometry = package.description, package.footprint
     smallest = geometry.legal_shape((1,) * package.dims)
-    largest = (BLOCK_SIZES[package.dims][0],) * package.dims
-    block = fit_block_shape(largest, largest, geometry.stride)
+    streamed = can_stream(package)
+    block = usual_shapes(package, streamed)[0]
     read = geometry.read_box(Box.from_shape(block)).shape
+    amplification = prod(read) / prod(block)
     gflop = operations(package.traced, (len(description.input_channels), *read)) / 1e9 / prod(block)
     facts = {
         "name": description.name,
@@ -104,7 +105,8 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
         "phase": geometry.phase,
         "receptive field": tuple(a + b + 1 for a, b in zip(*geometry.support, strict=True)),
         "legal sizes": ", ".join(f"{size} + n x {step}" for size, step in zip(smallest, geometry.stride, strict=True)),
-        "cost": f"{gflop:.3g} GFLOP per output voxel in blocks of {block}, which read {prod(read) / prod(block):.2f} x what they write",
+        "cost": f"{gflop:.3g} GFLOP per output voxel in blocks of {block}, which read {amplification:.2f} x what they write",
+        "runs": "strip by strip" if streamed else "in whole blocks",
         "input channels": description.input_channels,
         "voxel size": description.voxel_size_um,
         "normalisation": description.normalisation.model_dump(mode="json"),
@@ -113,6 +115,10 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
         "sha256": package.sha256,
         "provenance": description.provenance,
     }
+    if amplification > MAX_AMPLIFICATION:
+        facts["warning"] = (
+            f"even the largest usual block reads {amplification:.1f} times what it writes; use a network of smaller margin"
+        )
     for name, value in facts.items():
         print(f"{name:>16}  {value}")
     if json:

@@ -55,10 +55,7 @@ def choose_blocks(
         check_block_shape(job.block_shape, stride)
         candidates: list[Shape] = [job.block_shape]
     else:
-        usual = STREAMED_SIZES if strips else {dims: [(size,) * dims for size in sizes] for dims, sizes in BLOCK_SIZES.items()}
-        candidates = [
-            tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual[package.dims]
-        ]
+        candidates = usual_shapes(package, streamed=bool(strips))
     allowed = int(job.memory_gib * GIB)
     shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
     needed = 0
@@ -74,6 +71,13 @@ def choose_blocks(
     )
 
 
+def usual_shapes(package: ModelPackage, streamed: bool) -> list[Shape]:
+    """Block shapes to try for a model, the largest first, in whole strides."""
+    dims, stride = package.dims, package.footprint.stride
+    usual = STREAMED_SIZES[dims] if streamed else tuple((size,) * dims for size in BLOCK_SIZES[dims])
+    return [tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual]
+
+
 def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
     """Bytes that a finished block of these images needs for each voxel."""
     return COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
@@ -82,7 +86,7 @@ def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
 def _strips(job: SegmentationJob, package: ModelPackage) -> tuple[int, ...]:
     """Rows of a strip to try, in this order; none if the network runs in whole blocks."""
     stride = package.footprint.stride[AXIS]
-    if job.strip == 0 or (job.strip is None and not _can_stream(package)):
+    if job.strip == 0 or (job.strip is None and not can_stream(package)):
         return ()
     if job.strip is None:
         return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[package.dims]))
@@ -97,7 +101,8 @@ def _strips(job: SegmentationJob, package: ModelPackage) -> tuple[int, ...]:
     return (job.strip,)
 
 
-def _can_stream(package: ModelPackage) -> bool:
+def can_stream(package: ModelPackage) -> bool:
+    """Whether the network can run strip by strip."""
     if isinstance(package.traced, OpaqueNetwork):
         return False
     try:

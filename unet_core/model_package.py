@@ -105,7 +105,7 @@ def save_model(path: str | Path, network: nn.Module, description: ModelDescripti
         ModelPackageError: if the network has NaN weights or does not match its description.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    state = fitted(state, _build_without_memory(description.network, str(path)), str(path))
+    state = fitted(state, build_without_memory(description.network, str(path)), str(path))
     weights = safetensors.torch.save(state)
     sha256 = hashlib.sha256(weights).hexdigest()
     open_store(str(path)).put(WEIGHTS_FILE, weights)
@@ -175,7 +175,7 @@ def load_model(path: str | Path, trusted: bool = False, planned_sha256: str | No
         network = load_opaque(read_file(url, stated.file, stated.sha256, stated.size_bytes), description, url)
         geometry, whole_box = network.footprint, ()
     else:
-        network = _build_without_memory(description.network, url)
+        network = build_without_memory(description.network, url)
         state = fitted(read_weights(url, stated.sha256, stated.size_bytes), network, url)
         network.load_state_dict(state, assign=True)
         network.eval().requires_grad_(False)
@@ -204,7 +204,7 @@ def _footprint(network: nn.Module, url: str) -> tuple[Footprint, tuple[str, ...]
         ) from error
 
 
-def _build_without_memory(spec: NetworkSpec, url: str) -> nn.Module:
+def build_without_memory(spec: NetworkSpec, url: str) -> nn.Module:
     """The network with shapes but no values, so that absurd arguments cost nothing."""
     try:
         with torch.device("meta"):

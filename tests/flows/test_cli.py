@@ -276,3 +276,16 @@ def test_help_answers_at_once() -> None:
         )
         best = min(best, time.monotonic() - began)
     assert best < 5  # a hang or a heavy import; the figure itself is no test
+
+
+def test_model_info_warns_of_a_network_that_reads_much_more_than_it_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Callable[..., Path]
+) -> None:
+    deep = make_model(network="vnet", dims=3, base=1)
+    code, out, _ = call(monkeypatch, capsys, "model", "info", deep)
+    assert code == 0
+    assert "even the largest usual block reads 43.8 times what it writes" in out
+    assert "runs  strip by strip" in out
+    code, out, _ = call(monkeypatch, capsys, "model", "info", make_model(levels=2, padding="same"))
+    assert "warning" not in out
+    assert "runs  in whole blocks" in out

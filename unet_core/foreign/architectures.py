@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unet_core import networks
 from unet_core.errors import ModelPackageError
 from unet_core.model_description import NetworkSpec
-from unet_core.model_package import _build_without_memory
+from unet_core.model_package import build_without_memory
 from unet_core.validation import shorten
 from unet_core.weights import fitted
 
@@ -46,7 +46,7 @@ class Candidate:
         Raises:
             ModelPackageError: if there is no such network, it has absurdly many parameters, or a name, shape or type does not fit.
         """
-        network = _build_without_memory(self.spec, where)
+        network = build_without_memory(self.spec, where)
         network.load_state_dict(fitted(self.state, network, where), assign=True)
         return network.eval().requires_grad_(False)
 
