@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,12 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, flows.cli; print([n for n in ('torch', 'prefect', 'distributed', 'zarr', 'dask', 'numpy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_loading_a_model_does_not_load_torchs_compiler(make_model: Callable[..., Path]) -> None:
+    """It takes a second, in every worker process."""
+    code = "import sys; from unet_core.model_package import load_model; load_model(sys.argv[1]); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(make_model())], check=True, cwd=ROOT)
 
 
 def test_the_environment_is_read_in_one_place() -> None:

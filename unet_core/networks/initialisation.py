@@ -21,7 +21,9 @@ def initialise(network: nn.Module, law: Literal["incoming", "outgoing", "uniform
             as in the released dense network (Jegou et al. 2016).
     """
     for module in network.modules():
-        if not isinstance(module, _LAYERS):
+        if (
+            not isinstance(module, _LAYERS) or module.weight.is_meta
+        ):  # no memory, no values; torch would load its compiler to draw them
             continue
         count = _connections(module, law == "outgoing")
         if law == "uniform":
