@@ -15,7 +15,8 @@ from unet_core.memory import GIB, peak_bytes, strip_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.operations import Trace
 from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_shape
-from unet_core.streaming import AXIS, check_streams
+from unet_core.schedule import check_streams
+from unet_core.streaming import AXIS
 
 # Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}

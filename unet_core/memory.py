@@ -13,7 +13,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.live_bytes import LiveBytes
 from unet_core.operations import Trace
-from unet_core.streaming import AXIS, Streaming
+from unet_core.streaming import AXIS, Streamer
 
 GIB = 1 << 30
 
@@ -55,7 +55,7 @@ def strip_bytes(traced: Trace, input_shape: Shape, strip: int, element_bytes: in
     """
     network = traced.graph
     parameters = sum(value.numel() for value in network.parameters()) * element_bytes
-    streaming = Streaming(replace(traced, graph=_without_values(network)), input_shape[1 + AXIS])
+    streaming = Streamer(replace(traced, graph=_without_values(network)), AXIS, input_shape[1 + AXIS])
     length, more = input_shape[1 + AXIS], 3
     with torch.inference_mode(), LiveBytes() as live:
         for first in range(0, length, strip):

@@ -24,7 +24,7 @@ from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
 from unet_core.operations import Trace
 from unet_core.rules import trace
-from unet_core.streaming import Streaming
+from unet_core.streaming import AXIS, Streamer
 
 _CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -101,7 +101,7 @@ class Predictor:
             BlockError: as for ``logits``.
         """
         assert self.traced is not None  # the plan streams no other
-        streaming = Streaming(self.traced, length)
+        streaming = Streamer(self.traced, AXIS, length)
         read = made = 0
         for rows in strips:
             with self._threads():

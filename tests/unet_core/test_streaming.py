@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.unet_core.networks.test_conformance import CASE_IDS, CASES, build
-from unet_core import streaming
+from unet_core import schedule
 from unet_core.errors import FootprintError
 from unet_core.footprint import footprint
 from unet_core.operations import Trace
 from unet_core.rules import trace
-from unet_core.streaming import Streaming, stream
+from unet_core.schedule import Schedule
+from unet_core.streaming import Streamer, stream
 
 
 def box(network: torch.nn.Module, strides: int) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_strips_of_any_height_give_one_pass(name: str, dims: int, arguments: dic
 @pytest.mark.parametrize("mutant", ["forgets a row", "starts a row late"])
 @pytest.mark.parametrize(("name", "arguments"), [("unet", {"levels": 3}), ("attention_unet", {"levels": 3})])
 def test_rows_lost_or_shifted_are_seen(name: str, arguments: Any, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = streaming.source_rows
+    exact = schedule.source_rows
 
     def wrong(step: Any, rows: Any, axis: int, first: int, last: int) -> tuple[int, int]:
         start, end = exact(step, rows, axis, first, last)
@@ -53,9 +54,9 @@ def test_rows_lost_or_shifted_are_seen(name: str, arguments: Any, mutant: str, m
         return (start + late, end + late) if mutant == "starts a row late" else (start, end)
 
     if mutant == "forgets a row":
-        drop = streaming._Queue.drop_before
-        monkeypatch.setattr(streaming._Queue, "drop_before", lambda queue, first: drop(queue, first + 1))
-    monkeypatch.setattr(streaming, "source_rows", wrong)
+        drop = Streamer._drop
+        monkeypatch.setattr(Streamer, "_drop", lambda streamer, name, count: drop(streamer, name, count + 1))
+    monkeypatch.setattr(schedule, "source_rows", wrong)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         check(build(name, 2, base=4, **arguments), 7)
 
@@ -98,15 +99,67 @@ def test_what_waits_does_not_grow_with_the_box_and_steps_keep_their_shapes(name:
     geometry = footprint(traced.graph)
     stride = geometry.stride[0]
     image = box(traced.graph, 40)
-    run, held, shapes = Streaming(traced, image.shape[2]), [], []
+    run, held, shapes = Streamer(traced, 0, image.shape[2]), [], []
     with torch.inference_mode():
         for first in range(0, image.shape[2] - geometry.before[0] - geometry.after[0] - 2 * stride, 2 * stride):
             part = run.push(image[:, :, first : first + 2 * stride])
-            held.append(sum(part.numel() for queue in run._queues.values() for part in queue.parts))
+            held.append(sum(part.numel() for queue in run._queues.values() for part in queue))
             shapes.append(part.shape if part is not None else None)
     assert len({*held[10:]}) == 1
     assert len({*shapes[10:]}) == 1
     assert shapes[0] is None
+
+
+@pytest.mark.parametrize("strip", [5, 16, 48])
+@pytest.mark.parametrize("name", ["unet", "vnet", "fc_densenet"])
+def test_a_length_that_is_not_known_before_the_end_changes_nothing(name: str, strip: int) -> None:
+    network = build(name, 2, base=4, **next(case[2] for case in CASES if case[0] == name))
+    image = box(network, 5)
+    streamer = Streamer(network)
+    parts = [streamer.push(image[:, :, first : first + strip]) for first in range(0, image.shape[2], strip)] + [streamer.close()]
+    found = torch.cat([part for part in parts if part is not None], dim=2)
+    with torch.inference_mode():
+        whole = network(image)
+    assert found.shape == whole.shape
+    assert (found - whole).abs().max() <= 1e-5 * (whole.max() - whole.min())
+
+
+@pytest.mark.parametrize(("dims", "axis"), [(2, 1), (3, 1), (3, 2)])
+def test_any_axis_streams(dims: int, axis: int) -> None:
+    network = build("unet", dims, base=4, levels=3)
+    image = box(network, 3).transpose(2, 2 + axis).contiguous()
+    with torch.inference_mode():
+        whole = network(image)
+        found = torch.cat([*stream(trace(network), image, 7, axis)], dim=2 + axis)
+    assert found.shape == whole.shape
+    assert (found - whole).abs().max() <= 1e-5 * (whole.max() - whole.min())
+
+
+@pytest.mark.parametrize(("name", "dims", "arguments"), CASES, ids=CASE_IDS)
+def test_steady_pushes_are_repeated_and_not_worked_out_again(name: str, dims: int, arguments: dict[str, Any]) -> None:
+    traced = trace(build(name, dims, base=2, **arguments))
+    geometry = footprint(traced.graph)
+    stride = geometry.stride[0]
+    (length, *_) = geometry.legal_shape((geometry.before[0] + geometry.after[0] + 20 * stride,) + (1,) * (dims - 1))
+    steady, afresh, repeated = Schedule(traced, 0, length), Schedule(traced, 0, length), 0
+    previous = None
+    for first in range(0, length, stride):
+        moves = steady.push(min(stride, length - first))
+        afresh._steady = afresh._before = None
+        assert moves == afresh.push(min(stride, length - first))
+        repeated += moves is previous
+        previous = moves
+    assert steady._made == afresh._made == steady._counts
+    assert steady._first == afresh._first
+    assert repeated >= 10
+
+
+def test_a_box_that_ends_early_is_said() -> None:
+    network = build("unet", 2, base=2, levels=2)
+    streamer = Streamer(network, length=20)
+    streamer.push(torch.zeros(1, 1, 12, 20))
+    with pytest.raises(ValueError, match="8 rows of the box did not come, after 12"):
+        streamer.close()
 
 
 def test_a_padded_network_is_refused_by_the_name_of_its_layer() -> None:
