@@ -17,31 +17,37 @@ from unet_core.operations import Trace
 from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_shape
 from unet_core.schedule import check_streams
 from unet_core.streaming import AXIS
+from unet_core.strip_memory import StripMemory
 
 # Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}
 STREAMED_SIZES = {
     2: ((4096, 2048), (2048, 2048), (2048, 1024), (1024, 1024), (1024, 512), (512, 512), (512, 256), (256, 256), (128, 128)),
     3: (
-        (256, 192, 192),
+        (512, 256, 256),
+        (256, 256, 256),
+        (256, 256, 128),
         (256, 128, 128),
         (128, 128, 128),
-        (128, 96, 96),
+        (128, 128, 64),
         (128, 64, 64),
         (64, 64, 64),
         (64, 32, 32),
         (32, 32, 32),
     ),
 }
-STRIPS = {2: (128, 64, 32), 3: (8,)}  # rows, sections; tried in this order
+# Rows or sections, tried in this order. A GPU wants work for all of its cores at once, a CPU what stays in its cache.
+STRIPS = {"cpu": {2: (128, 64, 32), 3: (8,)}, "cuda": {2: (1024, 512, 256, 128, 64), 3: (64, 32, 16, 8)}}
 FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so that several workers have something to do
-MAX_REDUNDANCY = 1.25  # operations, over those of the cheapest blocks, that more blocks may cost
+# Operations over those of one pass that this may cost, and that two blocks may cost where there would be one.
+MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
+NEARLY = 1.05  # over the cheapest blocks, where none stay below that
 READOUT = {"float32": 2, "uint8": 3}  # copies of the probabilities of one part, by what is stored of them
 COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
 
 
 def choose_blocks(
-    job: SegmentationJob, package: ModelPackage, source: Source, images: tuple[ImagePlan, ...]
+    job: SegmentationJob, package: ModelPackage, source: Source, images: tuple[ImagePlan, ...], device: str
 ) -> tuple[Shape, int | None, int]:
     """Shape of the blocks, rows of a strip (None for whole blocks at once), and the bytes that a worker needs for one.
 
@@ -51,7 +57,7 @@ def choose_blocks(
         MemoryBudgetError: if nothing fits, with both numbers.
     """
     stride, image_shape = package.footprint.stride, source.spatial_shape
-    strips = _strips(job, package)
+    strips = _strips(job, package, device.partition(":")[0])
     if job.block_shape is not None:
         check_block_shape(job.block_shape, stride)
         candidates: list[Shape] = [job.block_shape]
@@ -59,11 +65,14 @@ def choose_blocks(
         candidates = usual_shapes(package, streamed=bool(strips))
     allowed = int(job.memory_gib * GIB)
     shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
-    needed = 0
+    needed, memory = 0, None
+    if strips:
+        assert isinstance(package.traced, Trace)  # others have no strips
+        memory = StripMemory(package.traced, AXIS, len(package.description.input_channels))
     for shape in shapes[_first_choice(package, shapes, image_shape) :]:
         read = package.footprint.read_box(Box.from_shape(shape)).shape
         for strip in strips or (None,):
-            needed = _needed(job, package, source, images, shape, read, strip)
+            needed = _needed(job, package, memory, source, images, shape, read, strip)
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
@@ -84,13 +93,13 @@ def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
     return COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
 
 
-def _strips(job: SegmentationJob, package: ModelPackage) -> tuple[int, ...]:
+def _strips(job: SegmentationJob, package: ModelPackage, device: str) -> tuple[int, ...]:
     """Rows of a strip to try, in this order; none if the network runs in whole blocks."""
     stride = package.footprint.stride[AXIS]
     if job.strip == 0 or (job.strip is None and not can_stream(package)):
         return ()
     if job.strip is None:
-        return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[package.dims]))
+        return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[device][package.dims]))
     if isinstance(package.traced, OpaqueNetwork):
         raise FootprintError(
             f"Model '{package.description.name}' is TorchScript, whose layers are not known; --strip 0 runs whole blocks."
@@ -114,11 +123,18 @@ def can_stream(package: ModelPackage) -> bool:
 
 
 def _first_choice(package: ModelPackage, shapes: list[Shape], image_shape: Shape) -> int:
-    """Which of some block shapes, the largest first, to take if memory allows: the first that leaves enough blocks, unless one of
-    fewer blocks computes much less twice."""
+    """Which of some block shapes, the largest first, to take if memory allows: the first that leaves enough blocks, of those that
+    compute hardly more than one pass over the image would."""
+    dims, counts = package.dims, [BlockGrid(image_shape, shape).block_count for shape in shapes]
     costs = [_operations(package, shape, image_shape) for shape in shapes]
-    cheap = [index for index, cost in enumerate(costs) if cost <= MAX_REDUNDANCY * min(costs)]
-    return next((index for index in cheap if BlockGrid(image_shape, shapes[index]).block_count >= FEWEST_BLOCKS), cheap[-1])
+    one = _operations(package, fit_block_shape(image_shape, image_shape, package.footprint.stride), image_shape)
+    most = MAX_REDUNDANCY[dims] * one
+    cheap = [index for index, cost in enumerate(costs) if cost <= (most if min(costs) <= most else NEARLY * min(costs))]
+    chosen = next((index for index in cheap if counts[index] >= FEWEST_BLOCKS), cheap[-1])
+    if counts[chosen] > 1:
+        return chosen
+    two = next((index for index, count in enumerate(counts) if count > 1), chosen)
+    return two if costs[two] <= MAX_FOR_TWO[dims] * one else chosen
 
 
 def _operations(package: ModelPackage, block_shape: Shape, image_shape: Shape) -> int:
@@ -138,6 +154,7 @@ def _operations(package: ModelPackage, block_shape: Shape, image_shape: Shape) -
 def _needed(
     job: SegmentationJob,
     package: ModelPackage,
+    memory: StripMemory | None,
     source: Source,
     images: tuple[ImagePlan, ...],
     shape: Shape,
@@ -148,12 +165,11 @@ def _needed(
     input_shape = (len(package.description.input_channels), *read)
     # Freed activations stay with the process, so that what comes before and after the network adds to it.
     beside = prod(shape) * voxel_bytes(images) + prod(input_shape) * source.volume.dtype.itemsize
-    if strip is None:
+    if strip is None or memory is None:
         return peak_bytes(package.traced, input_shape, element_bytes) + beside + _readout_bytes(images, prod(shape))
-    assert isinstance(package.traced, Trace)  # others have no strips
     rows = min(2 * strip, shape[AXIS])  # the first part and the last may be longer than a strip
     beside += _readout_bytes(images, prod(shape) // shape[AXIS] * rows)
-    return strip_bytes(package.traced, input_shape, strip, element_bytes) + beside
+    return strip_bytes(memory, read, strip, element_bytes) + beside
 
 
 def _readout_bytes(images: tuple[ImagePlan, ...], voxels: int) -> int:

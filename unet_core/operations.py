@@ -115,3 +115,8 @@ class Trace:
 def depends_on_box(operation: Operation) -> bool:
     """Whether a step gives other values in another box, however wide its margin."""
     return isinstance(operation, Collapse) or (isinstance(operation, Pointwise) and operation.whole_box)
+
+
+def inputs_of(step: Step) -> tuple[str, ...]:
+    """Inputs whose samples a step reads: of the reference of a crop only the size matters."""
+    return step.inputs[:1] if isinstance(step.operation, Crop) else step.inputs

@@ -102,7 +102,7 @@ def resolve(job: SegmentationJob) -> Planned:
         most = output.images_of(kind, classes, "float32")
         block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images, most)
     else:
-        block_shape, strip, memory = choose_blocks(job, package, source, images)
+        block_shape, strip, memory = choose_blocks(job, package, source, images, device)
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed

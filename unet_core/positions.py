@@ -17,7 +17,7 @@ from fractions import Fraction
 from math import floor
 
 from unet_core.errors import FootprintError
-from unet_core.operations import Collapse, Crop, Expand, Interpolate, Pointwise, Step, Trace, Trim, Window
+from unet_core.operations import Collapse, Crop, Expand, Interpolate, Pointwise, Step, Trace, Trim, Window, inputs_of
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,7 @@ def dependency(traced: Trace, rows: dict[str, Samples], axis: int, voxel: int) -
         if step.name not in needed:
             continue
         first, last = needed[step.name]
-        inputs = step.inputs[:1] if isinstance(step.operation, Crop) else step.inputs  # of the reference only the size matters
-        inputs = tuple(name for name in inputs if name in rows)
-        for name in inputs:
+        for name in (name for name in inputs_of(step) if name in rows):
             part = source_rows(step, rows, axis, first, last)
             known = needed.get(name, part)
             needed[name] = (min(known[0], part[0]), max(known[1], part[1]))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import inf
 
 from unet_core.errors import FootprintError
-from unet_core.operations import Crop, Expand, Interpolate, Operation, Step, Trace, Window
+from unet_core.operations import Crop, Expand, Interpolate, Operation, Step, Trace, Window, inputs_of
 from unet_core.positions import samples_of, source_rows
 
 
@@ -68,6 +68,9 @@ class Schedule:
         for step in traced.steps:
             for name in dict.fromkeys(inputs_of(step)):
                 self.users[name].append(step)
+        # Of a crop, all rows lie as far from their source as the first; to find how far takes fractions.
+        crops = [step for step in traced.steps if isinstance(step.operation, Crop)]
+        self._cut = {step.name: source_rows(step, self._rows, axis, 0, 0)[0] for step in crops}
         self._period = max(int(samples.stride) for samples in self._rows.values())
         self._before: tuple[int, tuple[Move, ...]] | None = None
         self._steady: tuple[int, tuple[Move, ...]] | None = None
@@ -153,14 +156,18 @@ class Schedule:
             return int(total)
         at_hand = min(self._made[name] for name in inputs)
         end = min(total, (at_hand + 1) * _growth(step.operation, self._axis))  # whatever the length, which may not be known
-        return first + bisect_left(
-            range(first, int(end)), at_hand, key=lambda row: source_rows(step, self._rows, self._axis, row, row)[1]
-        )
+        return first + bisect_left(range(first, int(end)), at_hand, key=lambda row: self._sees(step, row, row)[1])
 
     def _needed(self, step: Step, first: int, end: int) -> tuple[int, int]:
         """Rows of the inputs that rows ``first`` to ``end`` of a step are made of; what lies outside the box does not exist."""
-        start, last = source_rows(step, self._rows, self._axis, first, end - 1)
+        start, last = self._sees(step, first, end - 1)
         return max(0, start), int(min(last + 1, *(self._counts[name] for name in inputs_of(step))))
+
+    def _sees(self, step: Step, first: int, last: int) -> tuple[int, int]:
+        """Rows of its input that rows ``first`` to ``last`` of a step are made of, also outside the box."""
+        if step.name in self._cut:
+            return first + self._cut[step.name], last + self._cut[step.name]
+        return source_rows(step, self._rows, self._axis, first, last)
 
     def _first_needed(self, step: Step, name: str) -> int:
         """First row of its input ``name`` that a step will still read."""
@@ -181,11 +188,6 @@ def check_streams(traced: Trace, axis: int = 0) -> None:
                 f"Layer '{step.name}' pads along the axis that is streamed, so its rows depend on where a strip ends; "
                 "run the network in whole boxes, or in its unpadded form."
             )
-
-
-def inputs_of(step: Step) -> tuple[str, ...]:
-    """Inputs whose rows a step reads: of the reference of a crop only the size matters."""
-    return step.inputs[:1] if isinstance(step.operation, Crop) else step.inputs
 
 
 def _first_row(operation: Operation, axis: int, first: int, start: int) -> int:

@@ -6,14 +6,13 @@ follows the cross-section of the box and the strip, not the length of the box.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unet_core.layers import layer_of
 from unet_core.operations import Crop, Trace, Trim
 from unet_core.positions import crop_counts, samples_of
 from unet_core.rules import trace
@@ -21,7 +20,6 @@ from unet_core.schedule import Move, Schedule
 
 AXIS = 0  # that blocks are streamed along: z in 3D, y in 2D
 _LEAD = 2  # axes before the spatial ones, N and C
-_MAKE_THEIR_OWN = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def stream(traced: Trace, image: Tensor, strip: int, axis: int = AXIS) -> Iterator[Tensor]:
@@ -73,7 +71,7 @@ class Streamer:
         self._samples = [samples_of(self._traced, other) for other in range(self._traced.dims)]
         self._queues: dict[str, list[Tensor]] = {name: [] for name, users in self._schedule.users.items() if users}
         nodes = {node.name: node for node in self._traced.graph.graph.nodes}
-        self._layers = {step.name: _layer(self._traced, nodes[step.name]) for step in self._traced.steps}
+        self._layers = {step.name: layer_of(self._traced, nodes[step.name]) for step in self._traced.steps}
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> Tensor | None:
@@ -112,7 +110,7 @@ class Streamer:
         if isinstance(step.operation, Crop | Trim):  # along the axis that is streamed, cropping is a choice of rows
             return self._put(step.name, self._cropped(move, taken[step.inputs[0]]))
         layer, waiting = self._layers[step.name], self._queues.get(step.name)
-        if layer.into and waiting and len(waiting) == 1 and waiting[0].shape[dim] <= move.count and not move.surplus:
+        if layer.into and waiting and joins([part.shape[dim] for part in waiting], move):
             return layer.into(taken, lambda like, channels: self._room(step.name, waiting[0], move.count, like, channels))
         made = layer.call(taken)
         if move.surplus or made.shape[dim] != move.count:
@@ -165,55 +163,9 @@ class Streamer:
             parts[0] = parts[0].narrow(self._dim, count, parts[0].shape[self._dim] - count).clone()
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A node of the traced graph as a function of its inputs by name, which changes none that other steps may read.
+def joins(waiting: list[int], move: Move) -> bool:
+    """Whether the rows of a move are put behind those that wait in its queue, given as the rows of each part, in memory of their own.
 
-    Args:
-        call: the computation.
-        into: the same, with its result in memory that the second argument gives for a tensor like the first and so many
-            channels; None if the layer cannot.
+    Long queues are those of skip connections, which nobody reads as a whole.
     """
-
-    call: Callable[[dict[str, Tensor]], Tensor]
-    into: Callable[[dict[str, Tensor], Callable[[Tensor, int], Tensor]], Tensor] | None = None
-
-
-def _layer(traced: Trace, node: torch.fx.Node) -> _Layer:
-    function: Any = node.target
-    if node.op == "call_module":
-        function = traced.graph.get_submodule(str(node.target))
-        if getattr(function, "inplace", False) and not _is_fresh(traced, node.args[0]):
-            function = copy.copy(function)
-            function.inplace = False
-
-    def arguments(values: dict[str, Tensor]) -> tuple[Any, Any]:
-        return torch.fx.node.map_arg((node.args, node.kwargs), lambda other: values[other.name])
-
-    def call(values: dict[str, Tensor]) -> Tensor:
-        args, kwargs = arguments(values)
-        result: Tensor = function(*args, **kwargs)
-        return result
-
-    if type(function) is nn.ReLU:
-
-        def rectify(values: dict[str, Tensor], room: Callable[[Tensor, int], Tensor]) -> Tensor:
-            value = arguments(values)[0][0]
-            return torch.clamp_min(value, 0, out=room(value, value.shape[1]))
-
-        return _Layer(call, rectify)
-    if function is torch.cat and (*node.args[1:], *node.kwargs.values()) == (1,):
-
-        def join(values: dict[str, Tensor], room: Callable[[Tensor, int], Tensor]) -> Tensor:
-            parts = arguments(values)[0][0]
-            return torch.cat(parts, dim=1, out=room(parts[0], sum(part.shape[1] for part in parts)))
-
-        return _Layer(call, join)
-    return _Layer(call)
-
-
-def _is_fresh(traced: Trace, value: Any) -> bool:
-    """Whether a value has memory of its own and one reader, so that this one may change it in place."""
-    if value.op != "call_module" or len(value.users) > 1:
-        return False
-    return isinstance(traced.graph.get_submodule(str(value.target)), _MAKE_THEIR_OWN)
+    return len(waiting) == 1 and waiting[0] <= move.count and not move.surplus

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import textured
 from tests.flows.test_cli import call
 from tests.unet_core.test_segment import digest, expected_logits, labels_of
-from unet_core.blocks import FEWEST_BLOCKS
 from unet_core.errors import FootprintError, GridError, MemoryBudgetError, ResumeError
-from unet_core.geometry import BlockGrid
+from unet_core.footprint import footprint
+from unet_core.geometry import BlockGrid, Box
 from unet_core.job import make_job
+from unet_core.model_package import load_model
 from unet_core.plan import Plan
 from unet_core.planning import resolve
 from unet_core.segment import plan_run, run
@@ -72,15 +75,45 @@ def planned(image_shape: tuple[int, ...], model: Path, folder: Path, **options: 
     return plan_run(make_job(image=str(path), output=str(folder / "out"), model=str(model), missing="fill", **options))
 
 
-def test_large_images_get_large_blocks_and_small_ones_enough_of_them(make_model: Maker, tmp_path: Path) -> None:
+def computed(model: Path, plan: Plan) -> float:
+    """Operations of all blocks, over those of one pass over the whole image, as torch counts them."""
+    network = load_model(str(model)).network.to("meta")
+    geometry, shape = footprint(network), plan.levels[0].shape
+
+    def count(box: Box) -> int:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(torch.empty((1, 1, *geometry.read_box(box).shape), device="meta"))
+        return counter.get_total_flops()
+
+    return sum(count(box) for box in plan.stages[0].grid.blocks()) / count(Box.from_shape(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shapes", "most"),
+    [
+        ({"levels": 5}, [(2048, 2048), (4096, 4096), (3000, 5000)], 1.05),
+        ({"network": "unet3d", "dims": 3, "levels": 4}, [(128, 128, 128), (256, 256, 256), (150, 300, 200)], 1.25),
+    ],
+)
+def test_blocks_compute_hardly_more_than_one_pass_and_keep_workers_busy(
+    arguments: dict[str, Any], shapes: list[tuple[int, ...]], most: float, make_model: Maker, tmp_path: Path
+) -> None:
+    model = make_model(base=2, **arguments)
+    for shape in shapes:
+        plan = planned(shape, model, tmp_path)
+        assert plan.strip
+        assert BlockGrid(shape, plan.block_shape).block_count >= 2
+        assert computed(model, plan) <= most
+
+
+def test_large_images_get_large_blocks_and_small_ones_two_where_that_is_cheap(make_model: Maker, tmp_path: Path) -> None:
     model = make_model(levels=5, base=16)
-    blocks = {side: planned((side, side), model, tmp_path) for side in (512, 1024, 2048, 4096, 16384)}
+    blocks = {side: planned((side, side), model, tmp_path) for side in (256, 1024, 4096, 16384)}
     counts = {side: BlockGrid((side, side), plan.block_shape).block_count for side, plan in blocks.items()}
     assert blocks[16384].block_shape == (4096, 2048)
-    assert counts[512] == 2  # more would compute a quarter of it twice
-    assert counts[1024] >= 4
-    assert counts[4096] >= FEWEST_BLOCKS
-    assert all(plan.strip for plan in blocks.values())
+    assert counts[256] == 1  # two would compute a fifth of it twice
+    assert counts[1024] == 2
+    assert counts[4096] == 4
 
 
 def test_less_memory_makes_lower_strips_and_smaller_blocks(make_model: Maker, tmp_path: Path) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from tests.unet_core.networks.test_conformance import CASE_IDS, CASES, build
+from unet_core.footprint import footprint
+from unet_core.live_bytes import LiveBytes
+from unet_core.rules import trace
+from unet_core.streaming import Streamer
+from unet_core.strip_memory import StripMemory
 
 Maker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +73,17 @@ def check_measured(arguments: list[Any]) -> None:
     )
     projected, measured = (int(word) / 2**20 for word in done.stdout.split())
     assert 0.2 * projected < measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
+
+
+@pytest.mark.parametrize("strip", [16, 48])
+@pytest.mark.parametrize(("name", "dims", "arguments"), CASES, ids=CASE_IDS)
+def test_the_memory_of_strips_is_what_torch_holds(name: str, dims: int, arguments: dict[str, Any], strip: int) -> None:
+    traced = trace(build(name, dims, base=4, **arguments).to("meta"))
+    geometry = footprint(traced.graph)
+    shape = geometry.legal_shape((10 * strip, *(40,) * (dims - 1)))
+    with torch.inference_mode(), LiveBytes() as live:
+        streamer = Streamer(traced, 0, shape[0])
+        for first in range(0, shape[0], strip):
+            streamer.push(torch.empty((1, 1, min(strip, shape[0] - first), *shape[1:]), device="meta"))
+    expected = StripMemory(traced, 0, 1).peak(shape, strip) * 4
+    assert 0.85 * live.peak <= expected <= 1.1 * live.peak

@@ -1,0 +1,71 @@
+"""The layers of a traced network as functions of rows, which change nothing that other steps may read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unet_core.operations import Trace
+
+_MAKE_THEIR_OWN = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node of the traced graph as a function of its inputs by name.
+
+    Args:
+        call: the computation.
+        into: the same, with its result in memory that the second argument gives for a tensor like the first and so many
+            channels; None if the layer cannot.
+        in_place: whether ``call`` gives its result in the memory of its input.
+    """
+
+    call: Callable[[dict[str, Tensor]], Tensor]
+    into: Callable[[dict[str, Tensor], Callable[[Tensor, int], Tensor]], Tensor] | None = None
+    in_place: bool = False
+
+
+def layer_of(traced: Trace, node: torch.fx.Node) -> Layer:
+    function: Any = node.target
+    if node.op == "call_module":
+        function = traced.graph.get_submodule(str(node.target))
+        if getattr(function, "inplace", False) and not _is_fresh(traced, node.args[0]):
+            function = copy.copy(function)
+            function.inplace = False
+
+    def arguments(values: dict[str, Tensor]) -> tuple[Any, Any]:
+        return torch.fx.node.map_arg((node.args, node.kwargs), lambda other: values[other.name])
+
+    def call(values: dict[str, Tensor]) -> Tensor:
+        args, kwargs = arguments(values)
+        result: Tensor = function(*args, **kwargs)
+        return result
+
+    if type(function) is nn.ReLU:
+
+        def rectify(values: dict[str, Tensor], room: Callable[[Tensor, int], Tensor]) -> Tensor:
+            value = arguments(values)[0][0]
+            return torch.clamp_min(value, 0, out=room(value, value.shape[1]))
+
+        return Layer(call, rectify, function.inplace)
+    if function is torch.cat and (*node.args[1:], *node.kwargs.values()) == (1,):
+
+        def join(values: dict[str, Tensor], room: Callable[[Tensor, int], Tensor]) -> Tensor:
+            parts = arguments(values)[0][0]
+            return torch.cat(parts, dim=1, out=room(parts[0], sum(part.shape[1] for part in parts)))
+
+        return Layer(call, join)
+    return Layer(call, in_place=getattr(function, "inplace", False))
+
+
+def _is_fresh(traced: Trace, value: Any) -> bool:
+    """Whether a value has memory of its own and one reader, so that this one may change it in place."""
+    if value.op != "call_module" or len(value.users) > 1:
+        return False
+    return isinstance(traced.graph.get_submodule(str(value.target)), _MAKE_THEIR_OWN)
