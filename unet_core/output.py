@@ -226,38 +226,3 @@ def _display_channels(plan: Plan, image: ImagePlan) -> list[dict[str, Any]]:
         {"label": entry.name, "color": entry.color[1:].upper(), "window": window, "active": entry.value != 0}
         for entry in plan.model.classes
     ]
-
-
-def downsample(values: NDArray[Any], factor: Shape, kind: str) -> NDArray[Any]:
-    """One level coarser: the mean of each cell of ``factor`` voxels for intensities, the most frequent value for labels.
-
-    Cells at the end of the array hold what is there. Among equally frequent labels the smallest wins.
-
-    Args:
-        values: of shape (*lead, *spatial); ``factor`` names the last axes.
-        factor: voxels a cell, one integer a spatial axis.
-        kind: ``labels`` for the mode, anything else for the mean, rounded for integers.
-    """
-    if kind == "labels":
-        present = np.unique(values)
-        best = np.zeros(tuple(-(-size // step) for size, step in zip(values.shape, factor, strict=True)), dtype=np.int64)
-        result = np.full(best.shape, present[0], dtype=values.dtype)
-        for label in present:
-            votes = _cell_sums((values == label).astype(np.int64), factor)
-            result[votes > best] = label
-            best = np.maximum(best, votes)
-        return result
-    wide = np.float64 if values.dtype.kind == "f" else np.int64
-    lead = (1,) * (values.ndim - len(factor))
-    sums = _cell_sums(values.astype(wide), lead + factor)
-    counts = _cell_sums(np.ones(values.shape[len(lead) :], dtype=np.int64), factor)
-    if wide is np.float64:
-        return (sums / counts).astype(values.dtype)
-    return ((2 * sums + counts) // (2 * counts)).astype(values.dtype)
-
-
-def _cell_sums(values: NDArray[Any], factor: Shape) -> NDArray[Any]:
-    for axis, step in enumerate(factor):
-        if step > 1:
-            values = np.add.reduceat(values, np.arange(0, values.shape[axis], step), axis=axis)
-    return values

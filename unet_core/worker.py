@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import unet_core
 from unet_core import inputs, ledger, output
+from unet_core.downsampling import downsample, label_counts
 from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
 from unet_core.footprint import Footprint
 from unet_core.geometry import Box
@@ -187,7 +188,7 @@ def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
             )
         shards |= unit or {}
     values = [
-        output.downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
+        downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
         for image in plan.images
     ]
     clock.stop("downsample")
@@ -209,8 +210,7 @@ def _commit(
     labels: dict[str, int] = {}
     for image, array in zip(plan.images, values, strict=True):
         if image.kind == "labels":
-            found, counts = np.unique(array, return_counts=True)
-            for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+            for value, count in label_counts(array).items():
                 if image.label_value is None or value:
                     labels[str(value)] = labels.get(str(value), 0) + count
     record = Record(
