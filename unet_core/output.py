@@ -1,4 +1,4 @@
-"""The result as OME-Zarr: its metadata, and blocks encoded as whole shards. Knows the plan, not the network.
+"""The result as OME-Zarr: its metadata, and which stored object holds which block. Knows the plan, not the network.
 
 ROOT            probabilities if kept, else the class map shown as image
 ROOT/labels/..  label images: classes, or one per region
@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
-from zarr.storage import MemoryStore
 
-from unet_core.geometry import Box, Shape
+from unet_core import shards
+from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.plan import ImagePlan, LabelName, Plan
 from unet_core.store import Store
-
-_ZSTD_LEVEL = 3
 
 
 def images_of(kind: str, classes: tuple[LabelName, ...], probabilities: str) -> tuple[ImagePlan, ...]:
@@ -74,75 +68,30 @@ def encode_shard(plan: Plan, image: ImagePlan, level: int, coordinates: Shape, v
     Returns:
         Key in the output, and the bytes; None if the shard would hold only fill values, in which case no object may exist.
     """
-    memory: dict[str, Any] = {}
-    array = zarr.open_array(MemoryStore(memory | _array_metadata(plan, image, level)), mode="r+")
-    start = tuple(position * size for position, size in zip(coordinates, plan.block_shape, strict=True))
-    channel = (slice(None),) if image.channels else ()
-    array[(*channel, *Box.from_shape(values.shape[len(channel) :], start).slices())] = values
-    key = _shard_key(plan, image, coordinates)
-    stored = array.store._store_dict.get(key)  # type: ignore[attr-defined]
-    return f"{image.array_path(level)}/{key}", None if stored is None else stored.to_bytes()
+    layout = _layout(plan, image, level)
+    lead = (0,) if image.channels else ()
+    block = BlockGrid(layout.shape, layout.shard_shape)
+    assert values.shape == block.block(block.index(lead + coordinates)).shape
+    return f"{image.array_path(level)}/{shards.object_name(layout, lead + coordinates)}", shards.encode(layout, values)
 
 
-def _shard_key(plan: Plan, image: ImagePlan, coordinates: Shape) -> str:
-    parts = ((0,) if image.channels else ()) + coordinates
-    return "/".join(([] if plan.ngff == "0.4" else ["c"]) + [str(part) for part in parts])
-
-
-def decode_shards(plan: Plan, image: ImagePlan, level: int, shards: Mapping[str, bytes], box: Box) -> NDArray[Any]:
+def decode_shards(plan: Plan, image: ImagePlan, level: int, stored: Mapping[str, bytes], box: Box) -> NDArray[Any]:
     """Voxels of ``box`` of one image at one level, of shape ([C,] *box.shape), from stored objects by their key; absent ones are 0."""
     folder = f"{image.array_path(level)}/"
-    own = {key.removeprefix(folder): data for key, data in shards.items() if key.startswith(folder)}
-    array = zarr.open_array(MemoryStore(_array_metadata(plan, image, level) | _buffers(own)), mode="r")
-    return np.asarray(array[(*((slice(None),) if image.channels else ()), *box.slices())])
+    own = {key.removeprefix(folder): data for key, data in stored.items() if key.startswith(folder)}
+    lead = (image.channels,) if image.channels else ()
+    return shards.decode(_layout(plan, image, level), own, Box((0,) * len(lead) + box.start, lead + box.stop))
 
 
-def _array_metadata(plan: Plan, image: ImagePlan, level: int) -> dict[str, Any]:
-    return _buffers(_array_documents(plan.canonical(), image, level))
-
-
-def _buffers(objects: Mapping[str, bytes]) -> dict[str, Any]:
-    from zarr.core.buffer import default_buffer_prototype
-
-    make = default_buffer_prototype().buffer.from_bytes
-    return {key: make(data) for key, data in objects.items()}
-
-
-@lru_cache(maxsize=256)
-def _array_documents(canonical_plan: bytes, image: ImagePlan, level: int) -> dict[str, bytes]:
-    plan = Plan.model_validate_json(canonical_plan)
-    channels = (image.channels,) if image.channels else ()
-    shape = (*channels, *plan.levels[level].shape)
-    shard = (*channels, *plan.block_shape)
-    chunk = (*((1,) * len(channels)), *plan.chunk_shape)
-    names = (["c"] if channels else []) + list(plan.spatial_axes)
-    store = MemoryStore()
-    if plan.ngff == "0.5":
-        zarr.create_array(
-            store,
-            shape=shape,
-            chunks=chunk,
-            shards=shard,
-            dtype=image.dtype,
-            compressors=ZstdCodec(level=_ZSTD_LEVEL, checksum=True),
-            fill_value=0,
-            dimension_names=names,
-            zarr_format=3,
-        )
-    else:
-        from numcodecs import Zstd
-
-        zarr.create_array(
-            store,
-            shape=shape,
-            chunks=shard,
-            dtype=image.dtype,
-            compressors=Zstd(level=_ZSTD_LEVEL, checksum=True),
-            fill_value=0,
-            zarr_format=2,
-            chunk_key_encoding={"name": "v2", "separator": "/"},
-        )
-    return {key: value.to_bytes() for key, value in store._store_dict.items()}
+def _layout(plan: Plan, image: ImagePlan, level: int) -> shards.ShardLayout:
+    lead = (image.channels,) if image.channels else ()
+    return shards.ShardLayout(
+        shape=lead + plan.levels[level].shape,
+        shard_shape=lead + plan.block_shape,
+        chunk_shape=None if plan.ngff == "0.4" else (1,) * len(lead) + plan.chunk_shape,
+        dtype=image.dtype,
+        axes="c" * len(lead) + plan.spatial_axes,
+    )
 
 
 def _metadata(plan: Plan) -> dict[str, bytes]:
@@ -151,7 +100,7 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
     documents |= _group(plan, "labels", {"labels": label_names})
     for image in plan.images:
         for level in range(len(plan.levels)):
-            for key, data in _array_documents(plan.canonical(), image, level).items():
+            for key, data in shards.metadata(_layout(plan, image, level)).items():
                 documents[f"{image.array_path(level)}/{key}"] = data
         attributes: dict[str, Any] = {"multiscales": [_multiscale(plan, image)]}
         if image.kind == "labels":
