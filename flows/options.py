@@ -53,8 +53,8 @@ class RunOptions:
     """Processes that `local` starts."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's arithmetic."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; tf32 on GPUs only."""
     threads: Whole = 1
     """CPU threads of one forward pass."""
     probabilities: Literal["none", "uint8", "float32"] = "none"

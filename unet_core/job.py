@@ -68,7 +68,9 @@ class SegmentationJob(BaseModel):
         title="Strip",
         description="Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once.",
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", title="Precision", description="Of the network's arithmetic.")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", title="Precision", description="Of the network's arithmetic; tf32 on GPUs only."
+    )
     threads: int = Field(
         1,
         ge=1,

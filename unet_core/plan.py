@@ -15,6 +15,7 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.normalisation import Normalisation
 
 SCHEMA = 1
+Precision = Literal["float32", "tf32", "bfloat16"]
 NUMERICS = 1  # raised when a release changes the bytes of a result
 SEGMENT_STAGE = "segment"
 MAX_LEVELS = 12
@@ -140,7 +141,7 @@ class Plan(_Record):
     input: InputPlan
     model: ModelPlan
     footprint: FootprintPlan
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     threads: int
     exact: bool | Literal["unproven"] = True
     ngff: Literal["0.5", "0.4"]

@@ -27,7 +27,7 @@ from unet_core.plan import (
     chunk_shape_for,
     pyramid,
 )
-from unet_core.predict import resolve_device
+from unet_core.predict import check_precision, resolve_device
 from unet_core.rules import refusal
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
@@ -87,6 +87,7 @@ def resolve(job: SegmentationJob) -> Planned:
     """
     check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
+    check_precision(job.precision, device)
     package = load_model(job.model, job.trust_model)
     _check_approximate(job, package)
     opened = inputs.open_input(job, package.description, package.dims)

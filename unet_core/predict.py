@@ -1,4 +1,4 @@
-"""Weights on a device: normalised intensities in, labels or probabilities out. Knows no storage and no blocks.
+"""Weights on a device: intensities in, labels or probabilities out. Knows no storage and no blocks.
 
 Shapes: C channels of the image, K of the logits, then the spatial axes.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import platform
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +23,15 @@ from unet_core.errors import BlockError, JobError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
+from unet_core.normalisation import Normalisation
 from unet_core.operations import Trace
+from unet_core.plan import Precision
 from unet_core.rules import trace
 from unet_core.streaming import AXIS, Streamer
 
 _CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+_TRAVEL = (np.uint8, np.int8, np.uint16, np.int16, np.float32)  # types that torch takes as they are and float32 holds exactly
 
 
 def resolve_device(name: str) -> str:
@@ -52,6 +56,18 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def check_precision(precision: Precision, device: str) -> None:
+    """Refuse arithmetic that a device does not have; there is no silent fallback.
+
+    Raises:
+        JobError: for TF32 on a CPU.
+    """
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        raise JobError(
+            f"Precision 'tf32' is of GPUs, the device is '{device}'; use --precision float32 or bfloat16, or --device cuda."
+        )
+
+
 def hardware_class(device: str) -> str:
     """What decides the last bits besides the plan: GPU model, or instruction set of the CPU."""
     if device.startswith("cuda"):
@@ -70,6 +86,9 @@ class Predictor:
         dims: spatial axes.
         threads: CPU threads of a forward pass.
         traced: the steps of ``network``; None if they are not known.
+        normalisation: of intensities, on the device; None if they come normalised.
+        ahead: strips that are given to the device before the logits of an earlier one are asked for, so that it never waits for
+            this process; a CPU has nobody to wait for.
     """
 
     network: torch.nn.Module
@@ -78,47 +97,64 @@ class Predictor:
     dims: int
     threads: int
     traced: Trace | None
+    normalisation: Normalisation | None = None
+    ahead: int = 0
 
     @torch.inference_mode()
-    def logits(self, image: NDArray[np.float32]) -> Tensor:
-        """Logits (K, *output) in float32, on the device, of a normalised image (C, *input) of legal shape.
+    def logits(self, image: NDArray[Any]) -> Tensor:
+        """Logits (K, *output) in float32, on the device, of an image (C, *input) of legal shape.
 
         Raises:
             BlockError: if an input voxel or a logit is NaN or infinite; never a label.
         """
         with self._threads():
-            return _checked(self.network(self._batch(image, 0)), 0)
+            batch = self._batch(image)
+            return _settled(_Pass(batch, _all_finite(batch), 0).with_logits(self.network(batch), 0))
 
     @torch.inference_mode()
-    def streamed(self, strips: Iterable[NDArray[np.float32]], length: int) -> Iterator[Tensor]:
+    def streamed(self, strips: Iterable[NDArray[Any]], length: int) -> Iterator[Tensor]:
         """The same logits in parts (K, rows, ...) that follow one another along the first spatial axis.
 
         Args:
-            strips: the normalised image in parts (C, rows, ...), likewise.
+            strips: the image in parts (C, rows, ...), likewise.
             length: rows of the whole image, legal.
 
         Raises:
             BlockError: as for ``logits``.
         """
         assert self.traced is not None  # the plan streams no other
-        streaming = Streamer(self.traced, AXIS, length)
+        streamer, given = Streamer(self.traced, AXIS, length), deque[_Pass]()
         read = made = 0
         for rows in strips:
             with self._threads():
-                part = streaming.push(self._batch(rows, read))
-                read += rows.shape[1]
-                if part is None:
-                    continue
-                logits = _checked(part, made)
-            made += logits.shape[1]
-            yield logits
+                batch = self._batch(rows)
+                step, part = _Pass(batch, _all_finite(batch), read), streamer.push(batch)
+                read += rows.shape[1 + AXIS]
+                if part is not None:
+                    step = step.with_logits(part, made)
+                    made += part.shape[2 + AXIS]
+            given.append(step)
+            if len(given) > self.ahead:
+                yield from _parts(given.popleft())
+        for step in given:
+            yield from _parts(step)
 
-    def _batch(self, image: NDArray[np.float32], first_row: int) -> Tensor:
-        """(1, C, Z, Y, X) on the device."""
-        finite = np.isfinite(image)
-        if not finite.all():
-            raise BlockError(f"input is NaN or infinite at {_first(~finite, first_row)} of the read box (channel, then axes)")
-        return torch.from_numpy(image)[None].to(self.device, self.dtype, memory_format=_CHANNELS_LAST[self.dims])
+    def _batch(self, image: NDArray[Any]) -> Tensor:
+        """(1, C, *spatial) on the device, normalised there: integers of one or two bytes are a fraction of what travels otherwise."""
+        if image.dtype not in _TRAVEL:
+            image = image.astype(np.float32)
+        values = torch.from_numpy(np.ascontiguousarray(image))[None]
+        if torch.device(self.device).type != "cpu":
+            values = values.pin_memory()  # else the copy waits for the device
+        values = values.to(self.device, non_blocking=True).to(torch.float32)
+        if self.normalisation is not None:
+            shape = (1, -1) + (1,) * self.dims
+            offset, scale = (
+                torch.tensor(numbers, dtype=torch.float32, device=self.device).view(shape)
+                for numbers in (self.normalisation.offset, self.normalisation.scale)
+            )
+            values = (values - offset).div_(scale)
+        return values.to(self.dtype, memory_format=_CHANNELS_LAST[self.dims])
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -130,25 +166,80 @@ class Predictor:
             torch.set_num_threads(before)
 
 
-def _checked(batch: Tensor, first_row: int) -> Tensor:
-    """Logits (K, *spatial) in float32 of a batch of one."""
-    logits = batch[0].float()
-    finite = torch.isfinite(logits)
-    if not bool(finite.all()):
-        raise BlockError(
-            f"logits not finite at {_first((~finite).cpu().numpy(), first_row)} of the write box (channel, then axes); "
-            "the intensities may lie far outside those of the training"
-        )
+@dataclass(frozen=True)
+class _Pass:
+    """What the device was given, and what it will have said when it gets there.
+
+    Args:
+        batch: (1, C, *spatial) input.
+        input_finite: whether it is.
+        first_input: its first row in the read box.
+        logits: (K, *spatial) in float32; None if there are none yet.
+        logits_finite: whether they are.
+        first_logit: their first row in the write box.
+    """
+
+    batch: Tensor
+    input_finite: Tensor
+    first_input: int
+    logits: Tensor | None = None
+    logits_finite: Tensor | None = None
+    first_logit: int = 0
+
+    def with_logits(self, batch: Tensor, first_row: int) -> _Pass:
+        logits = batch[0].float()
+        return replace(self, logits=logits, logits_finite=_all_finite(logits), first_logit=first_row)
+
+
+def _settled(step: _Pass) -> Tensor:
+    (logits,) = _parts(step)
     return logits
 
 
-def load_predictor(package: ModelPackage, device: str, precision: Literal["float32", "bfloat16"], threads: int) -> Predictor:
-    """Put a model on a device, channels last; the package's own network is left as it is."""
+def _parts(step: _Pass) -> Iterator[Tensor]:
+    """The logits of a pass, if it has any; waits for the device.
+
+    Raises:
+        BlockError: if input or logits are not finite, with the first place.
+    """
+    if not bool(step.input_finite):
+        raise BlockError(
+            f"input is NaN or infinite at {_first(step.batch[0], step.first_input)} of the read box (channel, then axes)"
+        )
+    if step.logits is None or step.logits_finite is None:
+        return
+    if not bool(step.logits_finite):
+        raise BlockError(
+            f"logits not finite at {_first(step.logits, step.first_logit)} of the write box (channel, then axes); "
+            "the intensities may lie far outside those of the training"
+        )
+    yield step.logits
+
+
+def _all_finite(values: Tensor) -> Tensor:
+    return torch.isfinite(values).all()
+
+
+def _first(values: Tensor, first_row: int) -> tuple[int, ...]:
+    """Where the first value is that is not finite."""
+    channel, row, *rest = (int(position) for position in torch.argwhere(~torch.isfinite(values))[0])
+    return (channel, first_row + row, *rest)
+
+
+def load_predictor(
+    package: ModelPackage, device: str, precision: Precision, threads: int, normalisation: Normalisation | None = None
+) -> Predictor:
+    """Put a model on a device, channels last; the package's own network is left as it is.
+
+    Args:
+        precision: of the network's arithmetic; ``tf32`` rounds the inputs of convolutions to 10 bits, on GPUs only.
+        normalisation: of the intensities that will come; None if they come normalised.
+    """
     keep_freed_memory()
     # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
     # The older flag too, since torch's ONNX exporter asks by it and fails where the two differ.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32" if precision == "tf32" else "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
     network: Any = copy.deepcopy(package.network).eval()
@@ -157,7 +248,8 @@ def load_predictor(package: ModelPackage, device: str, precision: Literal["float
     graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])
     if device == "cpu" and precision == "float32":
         use_onednn(graph)
-    return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads, traced)
+    ahead = 0 if device == "cpu" else 1
+    return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads, traced, normalisation, ahead)
 
 
 @torch.inference_mode()
@@ -190,8 +282,3 @@ def crop_to(logits: Tensor, shape: Shape, skip: Shape) -> Tensor:
     for axis, (size, first) in enumerate(zip(shape, skip, strict=True), start=1):
         logits = logits.narrow(axis, first, size)
     return logits
-
-
-def _first(where: NDArray[np.bool_], first_row: int) -> tuple[int, ...]:
-    channel, row, *rest = (int(position) for position in np.argwhere(where)[0])
-    return (channel, first_row + row, *rest)
