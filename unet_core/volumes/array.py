@@ -42,6 +42,7 @@ class ArrayVolume(LaidOut):
             translation=(0.0,) * spatial,
             levels=(Level(0, array.shape, voxel_size),),
             chunk_shape=array.shape[-spatial:],
+            is_mapped=True,
         )
 
     def read(self, box: Box) -> NDArray[Any]:

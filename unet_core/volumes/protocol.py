@@ -59,6 +59,7 @@ class Layout:
         translation: of the first voxel's centre, along the spatial axes, in ``unit``.
         levels: every resolution, the finest first.
         chunk_shape: voxels along the spatial axes that one decode reads.
+        is_mapped: whether nothing is decoded: the voxels lie plainly in memory or in a file, and a part of them costs that part.
     """
 
     url: str
@@ -72,6 +73,7 @@ class Layout:
     translation: tuple[float, ...]
     levels: tuple[Level, ...]
     chunk_shape: Shape
+    is_mapped: bool = False
 
 
 class Volume(Protocol):
@@ -241,7 +243,7 @@ def choose_channels(channels: tuple[int, ...] | None, count: int, url: str) -> t
     return chosen
 
 
-def check_inside(volume: LaidOut, box: Box) -> None:
+def check_inside(volume: LaidOut | Volume, box: Box) -> None:
     """Refuse a box that is not inside the volume.
 
     Raises:

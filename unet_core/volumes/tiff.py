@@ -103,6 +103,7 @@ class TiffVolume(LaidOut):
             ),
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
             chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
+            is_mapped=self._mapped is not None or is_plain(keyframe),
         )
 
     def _size(self, axis: str) -> int:
