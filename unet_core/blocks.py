@@ -18,6 +18,7 @@ from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_s
 from unet_core.schedule import check_streams
 from unet_core.streaming import AXIS
 from unet_core.strip_memory import StripMemory
+from unet_core.volumes.chunk_cache import cache_bytes, reading_bytes
 
 # Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}
@@ -43,7 +44,7 @@ FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so tha
 MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
 NEARLY = 1.05  # over the cheapest blocks, where none stay below that
 READOUT = {"float32": 2, "uint8": 3}  # copies of the probabilities of one part, by what is stored of them
-COPIES = 3  # of a finished block: its values, the shards that hold them, and what encoding needs
+COPIES = 4  # of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values
 
 
 def choose_blocks(
@@ -165,11 +166,17 @@ def _needed(
     input_shape = (len(package.description.input_channels), *read)
     # Freed activations stay with the process, so that what comes before and after the network adds to it.
     beside = prod(shape) * voxel_bytes(images) + prod(input_shape) * source.volume.dtype.itemsize
+    beside += input_bytes(source, read)
     if strip is None or memory is None:
         return peak_bytes(package.traced, input_shape, element_bytes) + beside + _readout_bytes(images, prod(shape))
     rows = min(2 * strip, shape[AXIS])  # the first part and the last may be longer than a strip
     beside += _readout_bytes(images, prod(shape) // shape[AXIS] * rows)
     return strip_bytes(memory, read, strip, element_bytes) + beside
+
+
+def input_bytes(source: Source, read: Shape) -> int:
+    """What reading a block ahead needs while another one computes, and the chunks that are kept for the blocks that follow."""
+    return reading_bytes(source.volume, read) + cache_bytes(source.volume, read)
 
 
 def _readout_bytes(images: tuple[ImagePlan, ...], voxels: int) -> int:

@@ -88,7 +88,8 @@ class Record(_Record):
         voxels: that were written.
         label_voxels: number of voxels by label value, over all label images.
         missing_chunks: of the input, that were read as fill value.
-        seconds: spent, by phase.
+        decoded_bytes: of the input's voxels that were decoded for this unit, whatever it shares with others.
+        seconds: spent, by phase; ``wait`` for other units, which is no work.
         hardware: instruction set or GPU model.
         software: versions.
     """
@@ -104,9 +105,14 @@ class Record(_Record):
     voxels: int
     label_voxels: dict[str, int] = {}
     missing_chunks: tuple[str, ...] = ()
+    decoded_bytes: int = 0
     seconds: dict[str, float]
     hardware: str
     software: dict[str, str]
+
+    @property
+    def work_seconds(self) -> float:
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != "wait")
 
 
 def record_key(stage: str, index: int) -> str:

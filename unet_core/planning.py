@@ -7,7 +7,7 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
-from unet_core.blocks import BLOCK_SIZES, choose_blocks, voxel_bytes
+from unet_core.blocks import BLOCK_SIZES, choose_blocks, input_bytes, voxel_bytes
 from unet_core.errors import FootprintError, JobError, VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
@@ -25,6 +25,7 @@ from unet_core.plan import (
     ModelPlan,
     Plan,
     chunk_shape_for,
+    fit_block_shape,
     pyramid,
 )
 from unet_core.predict import check_precision, resolve_device
@@ -101,7 +102,7 @@ def resolve(job: SegmentationJob) -> Planned:
     strip: int | None = None
     if package.whole_box:
         most = output.images_of(kind, classes, "float32")
-        block_shape, tile_shape, memory = _whole_tiles(job, package, shape, images, most)
+        block_shape, tile_shape, memory = _whole_tiles(job, package, source, images, most)
     else:
         block_shape, strip, memory = choose_blocks(job, package, source, images, device)
     wanted = [parse_box(text, shape) for text in job.roi]
@@ -208,15 +209,18 @@ def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape:
 
 
 def _whole_tiles(
-    job: SegmentationJob, package: ModelPackage, image_shape: Shape, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
+    job: SegmentationJob, package: ModelPackage, source: inputs.Source, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
 ) -> tuple[Shape, Shape, int]:
-    """Block shape and tile shape, and the bytes that one tile and the finished block around it need.
+    """Block shape and tile shape, and the bytes that one tile, the finished block around it and the blocks beside it need.
 
     Args:
         images: that the job keeps.
         most: that any job of this model would keep.
     """
-    allowance = int(job.memory_gib * GIB)
+    # Tiles decide the result, and are chosen by what blocks of the usual size read, whatever size the job asks for.
+    usual = fit_block_shape((BLOCK_SIZES[package.dims][0],) * package.dims, source.spatial_shape, package.footprint.stride)
+    kept = input_bytes(source, package.footprint.read_box(Box.from_shape(usual)).shape)
+    allowance = int(job.memory_gib * GIB) - kept
     traced = package.traced
     assert isinstance(traced, Trace)  # what is opaque names no layers
     element_bytes = 2 if job.precision == "bfloat16" else 4
@@ -224,7 +228,7 @@ def _whole_tiles(
         job.tile_shape,
         traced,
         package.footprint,
-        image_shape,
+        source.spatial_shape,
         len(package.description.input_channels),
         element_bytes,
         voxel_bytes(most),
@@ -235,11 +239,12 @@ def _whole_tiles(
         BLOCK_SIZES[package.dims],
         tile_shape,
         package.footprint.stride,
-        image_shape,
+        source.spatial_shape,
         voxel_bytes(images),
         allowance - needed,
     )
-    return block_shape, tile_shape, needed + finished
+    kept = max(kept, input_bytes(source, package.footprint.read_box(Box.from_shape(block_shape)).shape))
+    return block_shape, tile_shape, kept + needed + finished
 
 
 def _read_region(package: ModelPackage, block_shape: Shape, tile_shape: Shape | None, wanted: Box, image_shape: Shape) -> Box:

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from unet_core import ledger
 from unet_core.errors import BlockError, LedgerError, UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
+from unet_core.pipeline import run_units
 from unet_core.places import check_writable
 from unet_core.plan import Plan, Stage, canonical_json
 from unet_core.planning import Planned, resolve
@@ -22,7 +25,6 @@ from unet_core.result import Result, Status, open_result, read_status
 from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
 from unet_core.seams import Seam, measure_seams
 from unet_core.store import Store, open_store
-from unet_core.worker import run_unit
 
 __all__ = [
     "Result",
@@ -51,6 +53,7 @@ class RunSummary:
         blocks: wanted by the request.
         computed: of these in this run; the others were found in the ledger.
         voxels: segmented in this run.
+        read_amplification: bytes of voxels decoded for each byte of the image that this run segmented; None if it segmented nothing.
         seconds: wall time of this run.
         label_voxels: voxels by class name, over the whole request.
         area_um: area or volume by class name; None where the voxel size is unknown.
@@ -67,6 +70,7 @@ class RunSummary:
     blocks: int
     computed: int
     voxels: int
+    read_amplification: float | None
     seconds: float
     label_voxels: dict[str, int]
     area_um: dict[str, float] | None
@@ -94,7 +98,7 @@ def plan_run(job: SegmentationJob) -> Plan:
 
 
 def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None) -> RunSummary:
-    """Segment an image in this process, one block after the other: the reference for every other way of running.
+    """Segment an image in this process, its blocks in their order: the reference for every other way of running.
 
     Killed at any moment and called again, it goes on where it was and ends in the same bytes.
 
@@ -116,15 +120,13 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     computed: list[Record] = []
     failures: list[str] = []
     for stage in planned.plan.stages:
-        for index in remaining_units(store, planned.plan, request, stage):
-            try:
-                record = run_unit(job.output, request.key, stage.name, index)
-            except BlockError as error:
-                failures.append(str(error))
+        for outcome in run_units(job.output, request.key, stage.name, remaining_units(store, planned.plan, request, stage)):
+            if isinstance(outcome, BlockError):
+                failures.append(str(outcome))
                 continue
-            computed.append(record)
+            computed.append(outcome)
             if on_record:
-                on_record(record)
+                on_record(outcome)
         if failures:
             break  # a coarser level would show holes as background
     return finish(planned, request, job.output, computed, failures, time.perf_counter() - began)
@@ -170,6 +172,7 @@ def finish(
         blocks=len(list(wanted_units(plan, request, plan.stages[0]))),
         computed=len(fresh),
         voxels=sum(record.voxels for record in fresh),
+        read_amplification=_amplification(plan, fresh),
         seconds=seconds,
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
@@ -179,6 +182,13 @@ def finish(
         hardware=sorted({record.hardware for record in segmented}),
         seams=seams,
     )
+
+
+def _amplification(plan: Plan, segmented: list[Record]) -> float | None:
+    """Margins of neighbouring blocks overlap, and chunks do not end where blocks do: what is decoded more than once shows here."""
+    channels = len(plan.input.channels) if plan.input.channels else plan.input.shape[0] if "c" in plan.input.axes else 1
+    needed = sum(record.voxels for record in segmented) * channels * np.dtype(plan.input.dtype).itemsize
+    return round(sum(record.decoded_bytes for record in segmented) / needed, 3) if needed else None
 
 
 def _seams(output_url: str) -> tuple[dict[str, Seam], list[str]]:

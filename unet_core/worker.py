@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,17 @@ from unet_core.footprint import Footprint
 from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
-from unet_core.plan import Plan, Stage
-from unet_core.predict import Predictor, crop_to, hardware_class, labels_of, load_predictor, probabilities_of, regions_of
+from unet_core.plan import Plan
+from unet_core.predict import Predictor, crop_to, hardware_class, load_predictor
+from unet_core.readout import readout
 from unet_core.resume import is_wanted
 from unet_core.store import Store, open_store
 from unet_core.tiles import tiles_of
 from unet_core.volumes import read_reflected
+from unet_core.volumes.chunk_cache import CachedVolume, ChunkCache, cache_bytes
+
+_OPENING = Lock()
+_DEVICE = Lock()  # held by the one unit of this process that computes
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,23 @@ class Worker:
     plan: Plan
     request: Request
     source: inputs.Source
+    chunks: ChunkCache
     footprint: Footprint
     predictor: Predictor
 
 
-@lru_cache(maxsize=2)
 def open_worker(output_url: str, request_key: str) -> Worker:
-    """Open plan, image and model of an output; kept for the next unit.
+    """Open plan, image and model of an output; kept for the next unit, and opened once however many threads ask.
 
     Raises:
         ResumeError: if image or model are no longer those of the plan.
     """
+    with _OPENING:
+        return _opened(output_url, request_key)
+
+
+@lru_cache(maxsize=2)
+def _opened(output_url: str, request_key: str) -> Worker:
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
     if request.key != request_key:
@@ -57,58 +70,101 @@ def open_worker(output_url: str, request_key: str) -> Worker:
     package = load_model(request.model, request.trust_model, plan.model.sha256)
     source = inputs.reopen(request.image, plan)
     predictor = load_predictor(package, request.device, plan.precision, plan.threads)
-    return Worker(store, plan, request, source, package.footprint, predictor)
+    read_shape = package.footprint.read_box(Box.from_shape(plan.block_shape)).shape
+    chunks = ChunkCache(source.volume, cache_bytes(source.volume, read_shape))
+    return Worker(store, plan, request, source, chunks, package.footprint, predictor)
 
 
 def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> Record:
-    """Compute, commit and record one unit of work; the only function that workers run.
+    """Compute, commit and record one unit of work; the only function that workers run, in several threads if they have them.
 
     Raises:
         BlockError: naming the unit and its box, from whatever went wrong.
     """
-    worker = open_worker(output_url, request_key)
-    stage = worker.plan.stage(stage_name)
-    box = stage.grid.block(index)
-    try:
-        return segment_block(worker, index) if stage.level == 0 else downsample_block(worker, stage, index)
-    except Exception as error:  # codecs, torch and numpy raise every kind, MemoryError included; the other blocks go on
-        kind = "" if isinstance(error, UnetCoreError) else f"{type(error).__name__}: "
-        raise BlockError(f"{stage_name} block {index} ({worker.plan.spatial_axes} {box}): {kind}{error}") from error
+    unit = Unit(open_worker(output_url, request_key), stage_name, index)
+    unit.read()
+    unit.compute()
+    return unit.commit()
 
 
-def segment_block(worker: Worker, index: int) -> Record:
-    """Read, normalise, predict, encode and commit one block of the finest level.
+class Unit:
+    """One unit of work on its way: ``read``, then ``compute``, then ``commit``, each in any thread.
+
+    Only ``compute`` needs the device, and one unit of a process has it at a time; others are read and committed meanwhile.
+
+    Args:
+        worker: of the output.
+        stage_name: of the plan.
+        index: of the unit in the stage's grid.
+    """
+
+    def __init__(self, worker: Worker, stage_name: str, index: int) -> None:
+        self.worker, self.index = worker, index
+        self.stage = worker.plan.stage(stage_name)
+        self.source = CachedVolume(worker.chunks)
+        self.clock = _Clock()
+        self.absent: dict[str, None] = {}  # chunks that were read as background
+        self.image: NDArray[Any] | None = None
+        self.values: list[NDArray[Any]] = []
+
+    def read(self) -> None:
+        """Read ahead what a block of the finest level needs; tiles and coarser levels read what they need as they compute."""
+        with self._named_errors():
+            self.clock.start()
+            if self.stage.level == 0 and self.worker.plan.tile_shape is None:
+                self.image = _read(self, self.worker.footprint.read_box(self.stage.grid.block(self.index)))
+
+    def compute(self) -> None:
+        """From the input to the values that are stored, on the device; waits for it."""
+        with _DEVICE, self._named_errors():
+            self.clock.stop("wait")
+            self.values = predict_block(self) if self.stage.level == 0 else downsample_block(self)
+            self.image = None
+
+    def commit(self) -> Record:
+        """Encode, put and record the values."""
+        with self._named_errors():
+            self.clock.stop("wait")
+            record = _commit(self)
+            self.values = []
+            return record
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # codecs, torch and numpy raise every kind, MemoryError included; the other blocks go on
+            kind = "" if isinstance(error, UnetCoreError) else f"{type(error).__name__}: "
+            box = self.stage.grid.block(self.index)
+            place = f"{self.stage.name} block {self.index} ({self.worker.plan.spatial_axes} {box})"
+            raise BlockError(f"{place}: {kind}{error}") from error
+
+
+def predict_block(unit: Unit) -> list[NDArray[Any]]:
+    """What each image of the plan stores of a block of the finest level; logits are gone when it is encoded.
 
     What the network gives comes in parts (the whole block, strips of it, or tiles), each turned into values by itself.
     """
-    clock, absent = _Clock(), dict[str, None]()
-    stage = worker.plan.stages[0]
-    values = _predicted(worker, stage.grid.block(index), clock, absent)
-    return _commit(worker, stage, index, values, clock, tuple(absent))
-
-
-def _predicted(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -> list[NDArray[Any]]:
-    """What each image of the plan stores of a block; logits are gone when it is encoded."""
-    plan = worker.plan
+    plan, write = unit.worker.plan, unit.stage.grid.block(unit.index)
     values: list[NDArray[Any]] = [
         np.empty((*((image.channels,) if image.channels else ()), *write.shape), dtype=image.dtype) for image in plan.images
     ]
-    for place, logits in _parts(worker, write, clock, absent):
+    for place, logits in _parts(unit, write):
         inside: tuple[Any, ...] = place.shift(tuple(-first for first in write.start)).slices()
-        for whole, part in zip(values, _readout(plan, logits), strict=True):
+        for whole, part in zip(values, readout(plan, logits), strict=True):
             whole[(Ellipsis, *inside)] = part
-        clock.stop("predict")
+        unit.clock.stop("predict")
     return values
 
 
-def _parts(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -> Iterator[tuple[Box, torch.Tensor]]:
-    """The logits of a block in parts, each with its place; ``absent`` gets the chunks that were read as background."""
-    plan, skip = worker.plan, worker.footprint.skip
+def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, torch.Tensor]]:
+    """The logits of a block in parts, each with its place."""
+    worker, plan, skip = unit.worker, unit.worker.plan, unit.worker.footprint.skip
     if plan.tile_shape is not None:
         # Every tile is read and predicted whole, also where it hangs over the end of the image, so that its logits depend on its
         # position alone, to the last bit.
         for tile in tiles_of(write, plan.tile_shape):
-            image = _read(worker, worker.footprint.read_box(tile), clock, absent)
+            image = _read(unit, worker.footprint.read_box(tile))
             kept = tile.intersect(write)
             try:
                 logits = worker.predictor.logits(plan.model.normalisation.apply(image))
@@ -118,7 +174,8 @@ def _parts(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -
         return
     # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
     # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
-    image = _read(worker, worker.footprint.read_box(write), clock, absent)
+    assert unit.image is not None
+    image = unit.image
     if plan.strip is None:
         yield write, crop_to(worker.predictor.logits(plan.model.normalisation.apply(image)), write.shape, skip)
         return
@@ -133,82 +190,49 @@ def _parts(worker: Worker, write: Box, clock: _Clock, absent: dict[str, None]) -
         first = end
 
 
-def _read(worker: Worker, read: Box, clock: _Clock, absent: dict[str, None]) -> NDArray[Any]:
-    image = read_reflected(worker.source, read)
-    absent |= dict.fromkeys(worker.source.missing_chunks(read))
-    clock.stop("read")
+def _read(unit: Unit, box: Box) -> NDArray[Any]:
+    source = replace(unit.worker.source, volume=unit.source)
+    image = read_reflected(source, box)
+    unit.absent |= dict.fromkeys(source.missing_chunks(box))
+    unit.clock.stop("read")
     return image
 
 
-def _readout(plan: Plan, logits: torch.Tensor) -> list[NDArray[Any]]:
-    """What each image of the plan stores of a block."""
-    values = tuple(entry.value for entry in plan.model.classes)
-    shown: NDArray[Any]
-    if plan.model.kind == "classes":
-        labels = labels_of(logits, values)
-        shown = _spread(labels, values)
-        masks: dict[int | None, NDArray[Any]] = {None: labels}
-    else:
-        inside = regions_of(logits)
-        shown = inside.astype(np.uint8) * np.uint8(255)
-        masks = {value: inside[channel].astype(np.uint8) * np.uint8(value) for channel, value in enumerate(values)}
-    return [
-        probabilities_of(logits, plan.model.kind, image.dtype)
-        if image.kind == "probabilities"
-        else shown
-        if image.kind == "map"
-        else masks[image.label_value]
-        for image in plan.images
-    ]
-
-
-def _spread(labels: NDArray[np.uint8], values: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Label values spread evenly over 0..255, so that they show as an image."""
-    ranks = {value: rank for rank, value in enumerate(sorted({0, *values}))}
-    table = np.zeros(256, dtype=np.uint8)
-    for value, rank in ranks.items():
-        table[value] = rank * 255 // max(1, len(ranks) - 1)
-    spread: NDArray[np.uint8] = table[labels]
-    return spread
-
-
-def downsample_block(worker: Worker, stage: Stage, index: int) -> Record:
-    """Compute one block of a coarser level from the level before."""
-    plan, level = worker.plan, worker.plan.levels[stage.level]
-    clock = _Clock()
-    write = stage.grid.block(index)
+def downsample_block(unit: Unit) -> list[NDArray[Any]]:
+    """What each image of the plan stores of a block of a coarser level, from the level before."""
+    worker, plan, stage = unit.worker, unit.worker.plan, unit.stage
+    level = plan.levels[stage.level]
+    write = stage.grid.block(unit.index)
     finer = write.scale_up(level.factor).intersect(Box.from_shape(plan.levels[stage.level - 1].shape))
     before = plan.stages[stage.level - 1]
     shards: dict[str, bytes] = {}
     for number in before.grid.touching(finer):
-        unit = ledger.read_unit(worker.store, plan, before.name, number)
-        if unit is None and is_wanted(plan, worker.request, before, number):
+        objects = ledger.read_unit(worker.store, plan, before.name, number)
+        if objects is None and is_wanted(plan, worker.request, before, number):
             raise LedgerError(
                 f"{before.name} block {number} has no record any more; run the same command again, it computes this again"
             )
-        shards |= unit or {}
+        shards |= objects or {}
     values = [
         downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
         for image in plan.images
     ]
-    clock.stop("downsample")
-    return _commit(worker, stage, index, values, clock)
+    unit.clock.stop("downsample")
+    return values
 
 
-def _commit(
-    worker: Worker, stage: Stage, index: int, values: list[NDArray[Any]], clock: _Clock, missing_chunks: tuple[str, ...] = ()
-) -> Record:
-    plan = worker.plan
+def _commit(unit: Unit) -> Record:
+    worker, plan, stage, index = unit.worker, unit.worker.plan, unit.stage, unit.index
     coordinates = stage.grid.coordinates(index)
     shards = dict(
         output.encode_shard(plan, image, stage.level, coordinates, array)
-        for image, array in zip(plan.images, values, strict=True)
+        for image, array in zip(plan.images, unit.values, strict=True)
     )
-    clock.stop("encode")
+    unit.clock.stop("encode")
     objects = ledger.commit(worker.store, shards)
-    clock.stop("write")
+    unit.clock.stop("write")
     labels: dict[str, int] = {}
-    for image, array in zip(plan.images, values, strict=True):
+    for image, array in zip(plan.images, unit.values, strict=True):
         if image.kind == "labels":
             for value, count in label_counts(array).items():
                 if image.label_value is None or value:
@@ -221,8 +245,9 @@ def _commit(
         objects=objects,
         voxels=stage.grid.block(index).voxel_count,
         label_voxels=labels,
-        missing_chunks=missing_chunks,
-        seconds=clock.seconds,
+        missing_chunks=tuple(unit.absent),
+        decoded_bytes=unit.source.decoded_bytes,
+        seconds=unit.clock.seconds,
         hardware=hardware_class(worker.predictor.device),
         software={"unet-flows": unet_core.__version__, "torch": torch.__version__, "zarr": zarr.__version__},
     )
@@ -231,8 +256,13 @@ def _commit(
 
 
 class _Clock:
+    """Seconds by phase; a phase may be stopped several times, and by another thread than the one before."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
         self._last = time.perf_counter()
 
     def stop(self, phase: str) -> None:

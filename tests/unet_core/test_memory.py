@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURE = """
 import sys, threading, time
 import numpy as np, psutil, zarr
-from unet_core import worker
+from unet_core import pipeline, worker
 from unet_core.job import make_job
 from unet_core.planning import resolve
 from unet_core.segment import prepare
@@ -45,8 +45,8 @@ def watch():
         time.sleep(0.001)
 watcher = threading.Thread(target=watch)
 watcher.start()
-for index in range(3):
-    worker.run_unit(job.output, request.key, "segment", index)
+for record in pipeline.run_units(job.output, request.key, "segment", range(4)):
+    assert record.decoded_bytes is not None
 running = False
 watcher.join()
 print(planned.memory_bytes, peak - idle)
