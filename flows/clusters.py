@@ -32,6 +32,7 @@ SCHEMES = ("tcp", "tls")
 CONNECT_SECONDS = 10
 MAX_GREETING_BYTES = 1 << 20
 IDLE_BYTES = 2 << 30  # for a worker with its libraries and a model, generously
+THREADS = 2  # of a worker: while one runs the network, the other writes its last block and reads the next
 WORKER_SECONDS = 20  # for which a scheduler may be without any worker
 
 Backend = Callable[[str, int, int, int], AbstractContextManager[str | None]]
@@ -127,7 +128,7 @@ def serial(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Ite
 
 @contextmanager
 def local(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
-    """Worker processes of one thread on this machine, on the loopback interface; one per GPU if there are GPUs."""
+    """Worker processes on this machine, on the loopback interface; one per GPU if there are GPUs."""
     count = min(workers, gpu_count) if gpu_count else workers
     _silence_dask()
     with dask.config.set(DASK_CONFIG), tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch:
@@ -135,7 +136,7 @@ def local(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iter
             number: {
                 "cls": Nanny,
                 "options": {
-                    "nthreads": 1,
+                    "nthreads": THREADS,
                     # dask's own limit is a share of the machine by its cores, whatever a block needs.
                     "memory_limit": 2 * memory_bytes + IDLE_BYTES if memory_bytes else 0,
                     "host": "127.0.0.1",

@@ -9,9 +9,10 @@ from distributed import Client, Future, KilledWorker, as_completed
 
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.ledger import Record
+from unet_core.pipeline import run_units as run_units_here
 from unet_core.worker import run_unit
 
-WINDOW_PER_WORKER = 3  # futures in flight for each worker: one runs, others wait for it to end
+WINDOW_PER_THREAD = 2  # futures in flight for each thread of a worker: one runs, the other waits for it to end
 
 
 class ClusterLostError(UnetCoreError):
@@ -45,7 +46,7 @@ def run_units(
     pending = iter(indices)
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
-        workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        threads = max(1, sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()))
 
         def submit(count: int) -> list[Future]:
             return [
@@ -53,7 +54,7 @@ def run_units(
                 for index in islice(pending, count)
             ]
 
-        started = submit(WINDOW_PER_WORKER * workers)
+        started = submit(WINDOW_PER_THREAD * threads)
         running = len(started)
         completed = as_completed(started, loop=client.loop)
         for future in completed:
@@ -84,9 +85,9 @@ def _run_here(
     output_url: str, request_key: str, stage: str, indices: Iterable[int], on_record: Callable[[Record], None]
 ) -> list[str]:
     failures: list[str] = []
-    for index in indices:
-        try:
-            on_record(run_unit(output_url, request_key, stage, index))
-        except BlockError as error:
-            failures.append(str(error))
+    for outcome in run_units_here(output_url, request_key, stage, indices):
+        if isinstance(outcome, BlockError):
+            failures.append(str(outcome))
+        else:
+            on_record(outcome)
     return failures

@@ -98,7 +98,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         for part, (records, failed) in zip(parts, results, strict=True):
             batches.append(
                 {"stage": stage, "blocks": f"{part[0]} to {part[-1]}", "done": len(records), "failed": len(failed)}
-                | {"seconds": round(sum(sum(record.seconds.values()) for record in records), 2)}
+                | {"seconds": round(sum(record.work_seconds for record in records), 2)}
             )
         return [record for records, _ in results for record in records], [text for _, failed in results for text in failed]
 
@@ -131,7 +131,7 @@ def segment_batch(
     def note(record: Record) -> None:
         records.append(record)
         progress.add(record)
-        seconds = sum(record.seconds.values())
+        seconds = record.work_seconds
         logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", stage, record.index, seconds, record.voxels / max(seconds, 1e-9) / 1e6)
 
     try:

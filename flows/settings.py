@@ -67,8 +67,12 @@ def widen_terminal() -> None:
 
 
 def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:
-    """Variables of one worker process: its GPU, and how many threads its libraries may start."""
+    """Variables of one worker process: its GPU, how many threads its libraries may start, and one heap for all of its own threads.
+
+    glibc gives each thread a heap: blocks that take turns in two of them would keep the memory of two forward passes.
+    """
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    variables["MALLOC_ARENA_MAX"] = "1"
     if gpu is not None:
         mask = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         variables["CUDA_VISIBLE_DEVICES"] = mask[gpu] if gpu < len(mask) else str(gpu)
