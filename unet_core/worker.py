@@ -69,7 +69,7 @@ def _opened(output_url: str, request_key: str) -> Worker:
         )
     package = load_model(request.model, request.trust_model, plan.model.sha256)
     source = inputs.reopen(request.image, plan)
-    predictor = load_predictor(package, request.device, plan.precision, plan.threads)
+    predictor = load_predictor(package, request.device, plan.precision, plan.threads, plan.model.normalisation)
     read_shape = package.footprint.read_box(Box.from_shape(plan.block_shape)).shape
     chunks = ChunkCache(source.volume, cache_bytes(source.volume, read_shape))
     return Worker(store, plan, request, source, chunks, package.footprint, predictor)
@@ -167,7 +167,7 @@ def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, torch.Tensor]]:
             image = _read(unit, worker.footprint.read_box(tile))
             kept = tile.intersect(write)
             try:
-                logits = worker.predictor.logits(plan.model.normalisation.apply(image))
+                logits = worker.predictor.logits(image)
             except BlockError as error:
                 raise BlockError(f"tile {tile}: {error}") from error
             yield kept, crop_to(logits, kept.shape, skip)
@@ -177,11 +177,11 @@ def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, torch.Tensor]]:
     assert unit.image is not None
     image = unit.image
     if plan.strip is None:
-        yield write, crop_to(worker.predictor.logits(plan.model.normalisation.apply(image)), write.shape, skip)
+        yield write, crop_to(worker.predictor.logits(image), write.shape, skip)
         return
     length, first = image.shape[1], write.start[0]
     starts = range(0, length, plan.strip)
-    strips = (plan.model.normalisation.apply(image[:, start : start + plan.strip]) for start in starts)
+    strips = (image[:, start : start + plan.strip] for start in starts)
     for logits in worker.predictor.streamed(strips, length):
         end = min(first + logits.shape[1], write.stop[0])
         if end > first:
