@@ -14,6 +14,7 @@ GIB = 1 << 30
 _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
+_LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 
 def peak_bytes(traced: Trace | OpaqueNetwork, input_shape: Shape, element_bytes: int = 4) -> int:
@@ -22,22 +23,24 @@ def peak_bytes(traced: Trace | OpaqueNetwork, input_shape: Shape, element_bytes:
     A value lives from the step that makes it to the last that reads it, so skip connections wait for the decoder.
     """
     if isinstance(traced, OpaqueNetwork):
-        parameters = sum(value.numel() for value in traced.parameters()) * element_bytes
-        return int(traced.observe(input_shape).live_bytes * element_bytes / 4 * _OVERHEAD) + parameters + _FIXED_BYTES
+        live = int(traced.observe(input_shape).live_bytes / 4)
+        return _bytes(live, _OVERHEAD, sum(value.numel() for value in traced.parameters()), element_bytes)
     sizes = Sizes(traced, input_shape[0])
-    parameters = sum(value.numel() for value in traced.graph.parameters()) * element_bytes
     last_use = {name: position for position, step in enumerate(traced.steps) for name in step.inputs}
     alive = peak = sizes.elements(traced.source, input_shape[1:])
     for position, step in enumerate(traced.steps):
         alive += sizes.elements(step.name, input_shape[1:])
         peak = max(peak, alive)
         alive -= sum(sizes.elements(name, input_shape[1:]) for name in set(step.inputs) if last_use[name] == position)
-    peak *= element_bytes
-    return int(peak * _OVERHEAD) + parameters + _FIXED_BYTES
+    return _bytes(peak, _OVERHEAD, sum(value.numel() for value in traced.graph.parameters()), element_bytes)
 
 
 def strip_bytes(memory: StripMemory, input_shape: Shape, strip: int, element_bytes: int = 4) -> int:
     """Bytes that are alive at once while a network is fed strips of ``strip`` rows of an input of ``input_shape`` (spatial)."""
-    return (
-        int(memory.peak(input_shape, strip) * element_bytes * _STRIP_OVERHEAD) + memory.parameters * element_bytes + _FIXED_BYTES
-    )
+    return _bytes(memory.peak(input_shape, strip), _STRIP_OVERHEAD, memory.parameters, element_bytes)
+
+
+def _bytes(live: int, overhead: float, parameters: int, element_bytes: int) -> int:
+    """Of a process with the network: of so many live elements, or of loading its float32 weights, which leaves its memory behind."""
+    running = int(live * element_bytes * overhead) + parameters * element_bytes
+    return max(running, _LOADING_COPIES * 4 * parameters) + _FIXED_BYTES

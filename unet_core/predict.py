@@ -227,13 +227,19 @@ def _first(values: Tensor, first_row: int) -> tuple[int, ...]:
 
 
 def load_predictor(
-    package: ModelPackage, device: str, precision: Precision, threads: int, normalisation: Normalisation | None = None
+    package: ModelPackage,
+    device: str,
+    precision: Precision,
+    threads: int,
+    normalisation: Normalisation | None = None,
+    keep_package: bool = True,
 ) -> Predictor:
-    """Put a model on a device, channels last; the package's own network is left as it is.
+    """Put a model on a device, channels last.
 
     Args:
         precision: of the network's arithmetic; ``tf32`` rounds the inputs of convolutions to 10 bits, on GPUs only.
         normalisation: of the intensities that will come; None if they come normalised.
+        keep_package: leave the package's own network as it is, which takes memory for its weights twice.
     """
     keep_freed_memory()
     # torch's own defaults round float32 convolutions to TF32 on GPUs, and may choose other kernels from run to run.
@@ -242,7 +248,7 @@ def load_predictor(
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32" if precision == "tf32" else "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
-    network: Any = copy.deepcopy(package.network).eval()
+    network: Any = (copy.deepcopy(package.network) if keep_package else package.network).eval()
     traced = None if isinstance(network, OpaqueNetwork) else trace(network, approximate=bool(package.whole_box))
     graph: Any = network if traced is None else traced.graph
     graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])

@@ -69,7 +69,9 @@ def _opened(output_url: str, request_key: str) -> Worker:
         )
     package = load_model(request.model, request.trust_model, plan.model.sha256)
     source = inputs.reopen(request.image, plan)
-    predictor = load_predictor(package, request.device, plan.precision, plan.threads, plan.model.normalisation)
+    predictor = load_predictor(
+        package, request.device, plan.precision, plan.threads, plan.model.normalisation, keep_package=False
+    )
     read_shape = package.footprint.read_box(Box.from_shape(plan.block_shape)).shape
     chunks = ChunkCache(source.volume, cache_bytes(source.volume, read_shape))
     return Worker(store, plan, request, source, chunks, package.footprint, predictor)
