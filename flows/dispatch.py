@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distributed import Client, Future, KilledWorker, as_completed
 
@@ -43,18 +43,24 @@ def run_units(
     if scheduler is None:
         return _run_here(output_url, request_key, stage, indices, on_record)
     failures: list[str] = []
-    pending = iter(indices)
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
-        threads = max(1, sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()))
+        threads = {name: worker["nthreads"] for name, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
+        lanes = Lanes(list(indices), threads or {"": 1})
+        lane_of: dict[str, str] = {}
 
-        def submit(count: int) -> list[Future]:
-            return [
-                client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=f"{stage}-{index}-{request_key}")
-                for index in islice(pending, count)
-            ]
+        def submit(worker: str) -> list[Future]:
+            index = lanes.next(worker)
+            if index is None:
+                return []
+            key = f"{stage}-{index}-{request_key}"
+            lane_of[key] = worker
+            # The worker is a wish: others take over what one leaves behind.
+            wish = {"workers": [worker], "allow_other_workers": True} if worker else {}
+            return [client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=key, **wish)]
 
-        started = submit(WINDOW_PER_THREAD * threads)
+        window = [worker for _ in range(WINDOW_PER_THREAD) for worker, count in threads.items() for _ in range(count)] or [""]
+        started = [future for worker in window for future in submit(worker)]
         running = len(started)
         completed = as_completed(started, loop=client.loop)
         for future in completed:
@@ -71,7 +77,7 @@ def run_units(
             else:
                 break  # cancelled: the scheduler is gone
             future.release()
-            fresh = submit(1)
+            fresh = submit(lane_of.pop(future.key))
             running += len(fresh)
             completed.update(fresh)
         if running:
@@ -79,6 +85,32 @@ def run_units(
                 f"The dask scheduler {scheduler} went away with {running} blocks of {stage} in flight; run the same command again to resume."
             )
     return failures
+
+
+class Lanes:
+    """Units dealt out in runs of neighbours, one a worker: what neighbours share, a worker decodes once.
+
+    A worker at the end of its run takes the last unit of the longest run that is left.
+
+    Args:
+        indices: of the units, neighbours beside each other.
+        threads: of each worker; runs are as long as a worker has threads.
+    """
+
+    def __init__(self, indices: Sequence[int], threads: Mapping[str, int]) -> None:
+        self._lanes: dict[str, deque[int]] = {}
+        dealt = passed = 0
+        for worker, count in threads.items():
+            passed += count
+            stop = len(indices) * passed // sum(threads.values())
+            self._lanes[worker], dealt = deque(indices[dealt:stop]), stop
+
+    def next(self, worker: str) -> int | None:
+        """The next unit for a worker; None if there are none left."""
+        if self._lanes[worker]:
+            return self._lanes[worker].popleft()
+        longest = max(self._lanes.values(), key=len)
+        return longest.pop() if longest else None
 
 
 def _run_here(
