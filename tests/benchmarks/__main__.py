@@ -47,7 +47,7 @@ def main() -> None:
         run_rounds(options.work, case, chosen, log, limits, options.peers)
 
     machine = f"{torch.backends.cpu.get_cpu_capability()}, {platform.system()}, torch {torch.__version__}"
-    report = make_report(log.entries, cases, options.full) | {"date": date.today().isoformat(), "machine": machine}
+    report = make_report(log, cases, options.full) | {"date": date.today().isoformat(), "machine": machine}
     lines = [f"{report['date']}, {machine}; medians of up to {options.rounds} rounds", *lines_of(report)]
     print("\n".join(lines))
     (options.work / f"{name}.md").write_text("\n".join(lines) + "\n")

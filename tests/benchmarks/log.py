@@ -28,9 +28,9 @@ class Log:
             except ValueError:
                 continue
 
-    def find(self, key: Entry) -> Entry | None:
-        """The measurement that agrees with every field of ``key``."""
-        return next((entry for entry in self.entries if all(entry.get(name) == value for name, value in key.items())), None)
+    def find(self, key: Entry) -> list[Entry]:
+        """The measurements that agree with every field of ``key``, in their order."""
+        return [entry for entry in self.entries if all(entry.get(name) == value for name, value in key.items())]
 
     def add(self, entry: Entry) -> None:
         """Append a measurement, on disk when this returns."""

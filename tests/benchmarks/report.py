@@ -7,49 +7,48 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.benchmarks.cases import CASES
-from tests.benchmarks.log import Entry
+from tests.benchmarks.log import Entry, Log
 from tests.benchmarks.ratios import ratio_of_medians
-from tests.benchmarks.table import CONTENDERS, LABEL_WRITES, PEAK, PLANNING, REFERENCE, contenders_of
+from tests.benchmarks.table import CONTENDERS, LABEL_WRITES, PEAK, PLANNING, REFERENCE, contenders_of, key_of
 
 Row = dict[str, Any]
 Report = dict[str, Any]
 
 
-def make_report(entries: list[Entry], cases: Iterable[str], full: bool) -> Report:
+def make_report(log: Log, cases: Iterable[str], full: bool) -> Report:
     """All figures of some cases, as JSON holds them.
 
     Args:
-        entries: measurements.
+        log: of measurements; those made with other settings than the table's do not count.
         cases: names.
         full: whether rows of ``make bench-full`` alone are wanted.
     """
-    cases = list(cases)
-    peaks = _peaks(entries)
+    peaks = _peaks(log)
     found: Report = {
         "peaks": {f"{precision}, {cores} core{'s' if cores > 1 else ''}": rate for (cores, precision), rate in peaks.items()},
         "cases": [],
     }
     for name in cases:
         names = [entry for entry in contenders_of(CASES[name], full) if not CONTENDERS[entry].is_probe]
-        rounds = {entry: [e for e in entries if e["case"] == name and e["contender"] == entry] for entry in names}
+        rounds = {entry: log.find(key_of(name, entry)) for entry in names}
         rows = [row_of(entry, rounds, peaks, CASES[name].voxels) for entry in names if rounds[entry]]
-        probes = {entry: _median_notes(entries, name, entry) for entry in (PLANNING, LABEL_WRITES)}
+        probes = {entry: _median_notes(log, name, entry) for entry in (PLANNING, LABEL_WRITES)}
         found["cases"].append({"case": name, **CASES[name].facts(), "rows": rows, "probes": probes})
     return found
 
 
-def _peaks(entries: list[Entry]) -> dict[tuple[int, str], float]:
+def _peaks(log: Log) -> dict[tuple[int, str], float]:
     """The most GFLOP/s of one convolution, by cores and precision, over all rounds."""
     peaks: dict[tuple[int, str], float] = {}
-    for entry in entries:
+    for entry in log.entries:
         if entry["contender"].startswith(PEAK) and not entry["failed"]:
             key = entry["cores"], entry["settings"].get("precision", "float32")
             peaks[key] = max(peaks.get(key, 0.0), entry["gflops"])
     return peaks
 
 
-def _median_notes(entries: list[Entry], case: str, probe: str) -> dict[str, float]:
-    found = [entry for entry in entries if entry["case"] == case and entry["contender"] == probe and not entry["failed"]]
+def _median_notes(log: Log, case: str, probe: str) -> dict[str, float]:
+    found = log.find(key_of(case, probe) | {"failed": None})
     keys = [key for key in (found[0] if found else {}) if key.endswith(("_per_second", "planning_seconds"))]
     return {key: statistics.median(entry[key] for entry in found) for key in keys}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.log import Entry, Log
 from tests.benchmarks.prepare import prepare
-from tests.benchmarks.table import CONTENDERS
+from tests.benchmarks.table import CONTENDERS, key_of
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLOSC_NTHREADS")
@@ -49,13 +49,13 @@ def run_rounds(work: Path, name: str, contenders: Iterable[str], log: Log, limit
     given_up: set[str] = set()
     for turn in range(limits.rounds):
         for contender in contenders:
-            entry = CONTENDERS[contender]
-            settings = json.loads(json.dumps(entry.arguments(case) | {"environment": entry.environment}))
-            key: Entry = {"case": name, "facts": case.facts(), "contender": contender, "settings": settings, "cores": entry.cores}
+            key = key_of(name, contender)
             if contender in given_up:
                 continue
-            found = log.find(key | {"round": turn, "failed": None})
-            if found is None:
+            done = log.find(key | {"round": turn, "failed": None})
+            if done:
+                found = done[0]
+            else:
                 found = key | {"round": turn, "failed": None} | measure(work / name.replace(" ", "-"), contender, limits, peers)
                 log.add(found)
                 outcome = found["failed"] or f"{found['seconds']:.2f} s"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.benchmarks.cases import Case
+from tests.benchmarks.cases import CASES, Case
 
 # What a careful user sets: glibc then keeps the memory of activations instead of returning it after each layer.
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864"}
@@ -68,8 +69,10 @@ def _contenders() -> Iterator[tuple[str, Contender]]:
     for cores in (1, 2):
         yield from _peers(cores)
     for precision, cores in (("float32", 1), ("float32", 2), ("bfloat16", 1)):
-        name = f"{PEAK}, {precision}, {_count(cores, 'thread')}"
-        yield name, Contender("probes:convolution_peak", cores, precision=precision, environment=KEPT_MEMORY)
+        yield (
+            f"{PEAK}, {precision}, threads: {cores}",
+            Contender("probes:convolution_peak", cores, precision=precision, environment=KEPT_MEMORY),
+        )
     yield PLANNING, Contender("probes:planning", 1)
     yield LABEL_WRITES, Contender("probes:label_writes", 1)
 
@@ -91,10 +94,6 @@ def _peers(cores: int) -> Iterator[tuple[str, Contender]]:
         yield f"{name}, as written{more}", _usual_if(False, "nnunet", first, **peer)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number > 1 else ''}"
-
-
 def _usual_if(usual: bool, attribute: str, settings: dict[str, Any], **further: Any) -> Contender:
     return Contender(f"peers:{attribute}", settings=settings, usual=usual, **further)
 
@@ -105,3 +104,10 @@ CONTENDERS: dict[str, Contender] = dict(_contenders())
 def contenders_of(case: Case, full: bool) -> list[str]:
     """Names of those that take part in a case."""
     return [name for name, entry in CONTENDERS.items() if case.kind in entry.kinds and (full or entry.usual)]
+
+
+def key_of(case: str, contender: str) -> dict[str, Any]:
+    """What a measurement must agree with to count: the case, the contender and its settings, as JSON gives them back."""
+    entry, facts = CONTENDERS[contender], CASES[case].facts()
+    settings = json.loads(json.dumps(entry.arguments(CASES[case]) | {"environment": entry.environment}))
+    return {"case": case, "facts": facts, "contender": contender, "settings": settings, "cores": entry.cores}
