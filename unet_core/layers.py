@@ -39,8 +39,11 @@ def layer_of(traced: Trace, node: torch.fx.Node) -> Layer:
             function = copy.copy(function)
             function.inplace = False
 
+    values_of = _reader(node.args)
+    keywords_of = {name: _reader(value) for name, value in node.kwargs.items()}
+
     def arguments(values: dict[str, Tensor]) -> tuple[Any, Any]:
-        return torch.fx.node.map_arg((node.args, node.kwargs), lambda other: values[other.name])
+        return values_of(values), {name: read(values) for name, read in keywords_of.items()}
 
     def call(values: dict[str, Tensor]) -> Tensor:
         args, kwargs = arguments(values)
@@ -62,6 +65,17 @@ def layer_of(traced: Trace, node: torch.fx.Node) -> Layer:
 
         return Layer(call, join)
     return Layer(call, in_place=getattr(function, "inplace", False))
+
+
+def _reader(argument: Any) -> Callable[[dict[str, Tensor]], Any]:
+    """An argument of a node as a function of the values by name; made once, since torch.fx's own way takes as long as a small layer."""
+    if isinstance(argument, torch.fx.Node):
+        name = argument.name
+        return lambda values: values[name]
+    if isinstance(argument, tuple | list):
+        readers = [_reader(part) for part in argument]
+        return lambda values: [read(values) for read in readers]
+    return lambda values: argument
 
 
 def _is_fresh(traced: Trace, value: Any) -> bool:
