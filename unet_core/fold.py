@@ -27,19 +27,23 @@ def fold(network: nn.Module) -> torch.fx.GraphModule:
     Raises:
         FootprintError: if the network cannot be traced.
     """
-    folded = trace(copy.deepcopy(network)).graph
+    return fold_graph(trace(copy.deepcopy(network)).graph)
+
+
+def fold_graph(folded: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``fold`` of a traced network, changed in place."""
     uses = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
     for node in list(folded.graph.nodes):
         source = node.args[0] if node.op == "call_module" and isinstance(_module(folded, node), _NORMS) else None
         if source is None or source.op != "call_module" or len(source.users) > 1 or uses[source.target] > 1:
             continue
         convolution, norm = _module(folded, source), _module(folded, node)
-        if not isinstance(convolution, _CONVOLUTIONS):
+        if not isinstance(convolution, _CONVOLUTIONS) or norm.running_var is None:  # statistics of each box
             continue
         weight, bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
+        convolution.weight, convolution.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
         node.replace_all_uses_with(source)
         folded.graph.erase_node(node)
     folded.recompile()

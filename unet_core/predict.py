@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unet_core.cpu import keep_freed_memory, use_onednn
 from unet_core.errors import BlockError, JobError
+from unet_core.fold import fold_graph
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
 from unet_core.model_package import ModelPackage
@@ -249,7 +250,10 @@ def load_predictor(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # The traced graph frees each value after its last use; the module's own forward keeps its arguments to the end.
     network: Any = (copy.deepcopy(package.network) if keep_package else package.network).eval()
-    traced = None if isinstance(network, OpaqueNetwork) else trace(network, approximate=bool(package.whole_box))
+    traced = None
+    if not isinstance(network, OpaqueNetwork):
+        approximate = bool(package.whole_box)
+        traced = trace(fold_graph(trace(network, approximate).graph), approximate)
     graph: Any = network if traced is None else traced.graph
     graph = graph.to(device=device, dtype=_PRECISIONS[precision]).to(memory_format=_CHANNELS_LAST[package.dims])
     if device == "cpu" and precision == "float32":

@@ -284,7 +284,7 @@ def test_model_info_warns_of_a_network_that_reads_much_more_than_it_writes(
     deep = make_model(network="vnet", dims=3, base=1)
     code, out, _ = call(monkeypatch, capsys, "model", "info", deep)
     assert code == 0
-    assert "even the largest usual block reads 43.8 times what it writes" in out
+    assert "even the largest usual block reads 19.3 times what it writes" in out
     assert "runs  strip by strip" in out
     code, out, _ = call(monkeypatch, capsys, "model", "info", make_model(levels=2, padding="same"))
     assert "warning" not in out

@@ -97,7 +97,9 @@ def test_one_network_runs_at_a_time_and_waiting_for_it_is_no_work(
         return true_predict(unit)
 
     monkeypatch.setattr(worker, "predict_block", predicting)
-    monkeypatch.setattr(worker, "load_predictor", lambda *arguments: opened.append(1) or true_load(*arguments))
+    monkeypatch.setattr(
+        worker, "load_predictor", lambda *arguments, **options: opened.append(1) or true_load(*arguments, **options)
+    )
     request = prepare(resolve(job), job.output)
     began = time.perf_counter()
     with ThreadPoolExecutor(4) as pool:
