@@ -131,7 +131,8 @@ class Schedule:
         ) and all(dropped[name] * row.stride == rows for name, row in self._rows.items() if self.users[name])
 
     def _advance(self, step: Step) -> Move | None:
-        first, end = self._made[step.name], self._complete(step)
+        first = self._made[step.name]
+        end = max(first, self._complete(step))  # of a length told late, a crop may have given rows that nobody reads
         takes: tuple[tuple[str, int, int], ...] = ()
         surplus = 0
         if end > first:

@@ -111,7 +111,7 @@ def test_what_waits_does_not_grow_with_the_box_and_steps_keep_their_shapes(name:
 
 
 @pytest.mark.parametrize("strip", [5, 16, 48])
-@pytest.mark.parametrize("name", ["unet", "vnet", "fc_densenet"])
+@pytest.mark.parametrize("name", ["unet", "vnet", "fc_densenet", "resunet"])
 def test_a_length_that_is_not_known_before_the_end_changes_nothing(name: str, strip: int) -> None:
     network = build(name, 2, base=4, **next(case[2] for case in CASES if case[0] == name))
     image = box(network, 5)
