@@ -108,7 +108,7 @@ class Predictor:
         Raises:
             BlockError: if an input voxel or a logit is NaN or infinite; never a label.
         """
-        with self._threads():
+        with self.planned_threads():
             batch = self._batch(image)
             return _settled(_Pass(batch, _all_finite(batch), 0).with_logits(self.network(batch), 0))
 
@@ -127,7 +127,7 @@ class Predictor:
         streamer, given = Streamer(self.traced, AXIS, length), deque[_Pass]()
         read = made = 0
         for rows in strips:
-            with self._threads():
+            with self.planned_threads():
                 batch = self._batch(rows)
                 step, part = _Pass(batch, _all_finite(batch), read), streamer.push(batch)
                 read += rows.shape[1 + AXIS]
@@ -158,7 +158,8 @@ class Predictor:
         return values.to(self.dtype, memory_format=_CHANNELS_LAST[self.dims])
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def planned_threads(self) -> Iterator[None]:
+        """As many CPU threads as were planned: where torch cuts an array among them decides last bits, also of probabilities."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:

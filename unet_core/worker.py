@@ -153,7 +153,9 @@ def predict_block(unit: Unit) -> list[NDArray[Any]]:
     ]
     for place, logits in _parts(unit, write):
         inside: tuple[Any, ...] = place.shift(tuple(-first for first in write.start)).slices()
-        for whole, part in zip(values, readout(plan, logits), strict=True):
+        with unit.worker.predictor.planned_threads():
+            parts = readout(plan, logits)
+        for whole, part in zip(values, parts, strict=True):
             whole[(Ellipsis, *inside)] = part
         unit.clock.stop("predict")
     return values

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from zarr.storage import LocalStore
 
@@ -40,6 +41,25 @@ def one_by_one(output: str, key: str, stage: str, indices: range) -> list[Record
 def in_threads(output: str, key: str, stage: str, indices: range) -> list[Record | BlockError]:
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda index: worker.run_unit(output, key, stage, index), indices))
+
+
+def test_probabilities_are_made_with_the_planned_threads(job: SegmentationJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    readout = worker.readout
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return readout(*arguments)
+
+    monkeypatch.setattr(worker, "readout", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run(job)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("way", [pipeline.run_units, in_threads, one_by_one])
