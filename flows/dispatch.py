@@ -59,8 +59,7 @@ def run_units(
             wish = {"workers": [worker], "allow_other_workers": True} if worker else {}
             return [client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=key, **wish)]
 
-        window = [worker for _ in range(WINDOW_PER_THREAD) for worker, count in threads.items() for _ in range(count)] or [""]
-        started = [future for worker in window for future in submit(worker)]
+        started = [future for worker in first_window(threads) or [""] for future in submit(worker)]
         running = len(started)
         completed = as_completed(started, loop=client.loop)
         for future in completed:
@@ -85,6 +84,12 @@ def run_units(
                 f"The dask scheduler {scheduler} went away with {running} blocks of {stage} in flight; run the same command again to resume."
             )
     return failures
+
+
+def first_window(threads: Mapping[str, int]) -> list[str]:
+    """Workers in the order in which they get their first units: each one before any gets a second, since one computes at a time."""
+    most = WINDOW_PER_THREAD * max(threads.values(), default=0)
+    return [worker for turn in range(most) for worker, count in threads.items() if turn < WINDOW_PER_THREAD * count]
 
 
 class Lanes:
