@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from unet_core.volumes.chunk_cache import CachedVolume, ChunkCache, cache_bytes
 
 _OPENING = Lock()
 _DEVICE = Lock()  # held by the one unit of this process that computes
+_UNITS = BoundedSemaphore(2)  # in threads of a cluster, however many it has: the memory of a worker is planned for two
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> 
         BlockError: naming the unit and its box, from whatever went wrong.
     """
     unit = Unit(open_worker(output_url, request_key), stage_name, index)
-    unit.read()
-    unit.compute()
-    return unit.commit()
+    with _UNITS:
+        unit.read()
+        unit.compute()
+        return unit.commit()
 
 
 class Unit:

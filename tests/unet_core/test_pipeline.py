@@ -134,6 +134,33 @@ def test_one_network_runs_at_a_time_and_waiting_for_it_is_no_work(
         assert [record.work_seconds for record in records] == pytest.approx(worked)
 
 
+def test_many_threads_hold_no_more_blocks_than_memory_is_planned_for(
+    job: SegmentationJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, held, most = threading.Lock(), set[int](), [0]
+    true_read, true_commit = worker._read, worker._commit
+
+    def reading(unit: worker.Unit, box: Any) -> Any:
+        with lock:
+            held.add(unit.index)
+            most[0] = max(most[0], len(held))
+        time.sleep(0.02)
+        return true_read(unit, box)
+
+    def committing(unit: worker.Unit) -> Record:
+        record = true_commit(unit)
+        with lock:
+            held.remove(unit.index)
+        return record
+
+    monkeypatch.setattr(worker, "_read", reading)
+    monkeypatch.setattr(worker, "_commit", committing)
+    request = prepare(resolve(job), job.output)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda index: worker.run_unit(job.output, request.key, "segment", index), range(6)))
+    assert most == [2]
+
+
 def test_threads_give_the_bytes_of_the_serial_run(job: SegmentationJob, tmp_path: Path) -> None:
     other = job.model_copy(update={"output": str(tmp_path / "other")})
     seen: list[tuple[int, int]] = []
