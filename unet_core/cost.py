@@ -53,7 +53,7 @@ def _channels(traced: Trace, input_channels: int) -> dict[str, int]:
         if hasattr(module, "out_channels"):
             channels[step.name] = int(module.out_channels)
         elif node.target is torch.cat:
-            joined: Any = node.args[0]  # one value may stand there several times
+            joined: Any = node.args[0] if node.args else node.kwargs["tensors"]  # one value may stand there several times
             channels[step.name] = sum(channels[part.name] for part in joined)
         else:
             channels[step.name] = max(channels[name] for name in inputs_of(step))

@@ -55,3 +55,17 @@ def test_sizes_are_those_of_a_pass(name: str, arguments: dict[str, Any], monkeyp
     for value, (_, channels, *spatial) in found.items():
         assert sizes.channels[value] == channels, value
         assert sizes.voxels(value, shape) == prod(spatial), value
+
+
+class _JoinsByKeyword(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(1, 3, 3), torch.nn.Conv2d(6, 2, 1)
+
+    def forward(self, value: torch.Tensor) -> Any:
+        value = self.first(value)
+        return self.last(torch.cat(dim=1, tensors=[value, value]))
+
+
+def test_channels_that_are_joined_by_keyword_are_counted() -> None:
+    assert list(Sizes(trace(_JoinsByKeyword().eval()), 1).channels.values()) == [1, 3, 6, 2]
