@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet_core.networks.layers import crop_like, trim
 from unet_core.operations import Trace
 
 _MAKE_THEIR_OWN = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PASS_ON = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,26 @@ def _is_fresh(traced: Trace, value: Any) -> bool:
     if value.op != "call_module" or len(value.users) > 1:
         return False
     return isinstance(traced.graph.get_submodule(str(value.target)), _MAKE_THEIR_OWN)
+
+
+def changes_for_others(traced: Trace, node: torch.fx.Node) -> bool:
+    """Whether a layer changes its input in place that other steps read, too: these see the change in one pass, but not in rows."""
+    if node.op != "call_module" or not getattr(traced.graph.get_submodule(str(node.target)), "inplace", False):
+        return False
+    value: Any = node.args[0]
+    while _readers(value) == 1 and _may_be_its_input(traced, value):
+        value = value.args[0]
+    return _readers(value) > 1
+
+
+def _readers(value: torch.fx.Node) -> int:
+    """Nodes that read the samples of a value; of the reference of a crop only the size matters."""
+    return sum(user.target is not crop_like or user.args[0] is value for user in value.users)
+
+
+def _may_be_its_input(traced: Trace, value: torch.fx.Node) -> bool:
+    """Whether a value may lie in the memory of what it was made of."""
+    if value.op == "call_function":
+        return value.target in (crop_like, trim)
+    module: Any = traced.graph.get_submodule(str(value.target)) if value.op == "call_module" else None
+    return isinstance(module, _PASS_ON) or getattr(module, "inplace", False)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import inf
 
 from unet_core.errors import FootprintError
+from unet_core.layers import changes_for_others
 from unet_core.operations import Crop, Expand, Interpolate, Operation, Step, Trace, Window, inputs_of
 from unet_core.positions import samples_of, source_rows
 
@@ -180,14 +181,21 @@ def check_streams(traced: Trace, axis: int = 0) -> None:
     """Refuse a network that cannot run strip by strip.
 
     Raises:
-        FootprintError: naming the first layer that pads along the axis, whose result depends on where the box ends.
+        FootprintError: naming the first layer that pads along the axis, whose result depends on where the box ends, or that changes
+            in place what others read.
     """
+    nodes = {node.name: node for node in traced.graph.graph.nodes}
     for step in traced.steps:
         operation = step.operation
         if isinstance(operation, Window) and (operation.before[axis] or operation.after[axis]):
             raise FootprintError(
                 f"Layer '{step.name}' pads along the axis that is streamed, so its rows depend on where a strip ends; "
                 "run the network in whole boxes, or in its unpadded form."
+            )
+        if changes_for_others(traced, nodes[step.name]):
+            raise FootprintError(
+                f"Layer '{step.name}' changes its input in place, which other layers read, too, so rows would not see what one pass sees; "
+                "run the network in whole boxes, or make the layer without inplace=True."
             )
 
 

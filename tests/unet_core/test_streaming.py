@@ -166,3 +166,25 @@ def test_a_padded_network_is_refused_by_the_name_of_its_layer() -> None:
     network = build("unet", 2, padding="same", levels=2)
     with pytest.raises(FootprintError, match="'contracting_0_0' pads along the axis that is streamed"):
         next(stream(trace(network), torch.zeros(1, 1, 8, 8), 4))
+
+
+class _ChangesInPlace(torch.nn.Module):
+    """A unit whose skip connection starts at what a ReLU changes in place."""
+
+    def __init__(self, shared: bool, alias: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = torch.nn.Conv2d(1, 3, 3), torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 2, 1)
+        self.dropout, self.relu = torch.nn.Dropout(), torch.nn.ReLU(inplace=True)
+        self.shared, self.alias = shared, alias
+
+    def forward(self, value: torch.Tensor) -> Any:
+        first = self.first(value)
+        second = self.second(self.relu(self.dropout(first) if self.alias else first))
+        return self.last(second + first if self.shared else self.relu(second + second))
+
+
+@pytest.mark.parametrize("alias", [True, False])
+def test_a_change_in_place_that_others_see_is_not_streamed(alias: bool) -> None:
+    with pytest.raises(FootprintError, match="'relu' changes its input in place, which other layers read"):
+        Streamer(_ChangesInPlace(shared=True, alias=alias).eval())
+    check(_ChangesInPlace(shared=False, alias=alias).eval(), 4)
