@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -110,7 +111,7 @@ class Predictor:
         """
         with self.planned_threads():
             batch = self._batch(image)
-            return _settled(_Pass(batch, _all_finite(batch), 0).with_logits(self.network(batch), 0))
+            return _settled(_Pass(batch, batch.sum(), 0).with_logits(self.network(batch), 0))
 
     @torch.inference_mode()
     def streamed(self, strips: Iterable[NDArray[Any]], length: int) -> Iterator[Tensor]:
@@ -129,7 +130,7 @@ class Predictor:
         for rows in strips:
             with self.planned_threads():
                 batch = self._batch(rows)
-                step, part = _Pass(batch, _all_finite(batch), read), streamer.push(batch)
+                step, part = _Pass(batch, batch.sum(), read), streamer.push(batch)
                 read += rows.shape[1 + AXIS]
                 if part is not None:
                     step = step.with_logits(part, made)
@@ -174,23 +175,23 @@ class _Pass:
 
     Args:
         batch: (1, C, *spatial) input.
-        input_finite: whether it is.
+        input_sum: NaN or infinite if a value of it is.
         first_input: its first row in the read box.
         logits: (K, *spatial) in float32; None if there are none yet.
-        logits_finite: whether they are.
+        logits_sum: likewise.
         first_logit: their first row in the write box.
     """
 
     batch: Tensor
-    input_finite: Tensor
+    input_sum: Tensor
     first_input: int
     logits: Tensor | None = None
-    logits_finite: Tensor | None = None
+    logits_sum: Tensor | None = None
     first_logit: int = 0
 
     def with_logits(self, batch: Tensor, first_row: int) -> _Pass:
         logits = batch[0].float()
-        return replace(self, logits=logits, logits_finite=_all_finite(logits), first_logit=first_row)
+        return replace(self, logits=logits, logits_sum=logits.sum(), first_logit=first_row)
 
 
 def _settled(step: _Pass) -> Tensor:
@@ -204,13 +205,13 @@ def _parts(step: _Pass) -> Iterator[Tensor]:
     Raises:
         BlockError: if input or logits are not finite, with the first place.
     """
-    if not bool(step.input_finite):
+    if not _finite(step.batch, step.input_sum):
         raise BlockError(
             f"input is NaN or infinite at {_first(step.batch[0], step.first_input)} of the read box (channel, then axes)"
         )
-    if step.logits is None or step.logits_finite is None:
+    if step.logits is None or step.logits_sum is None:
         return
-    if not bool(step.logits_finite):
+    if not _finite(step.logits, step.logits_sum):
         raise BlockError(
             f"logits not finite at {_first(step.logits, step.first_logit)} of the write box (channel, then axes); "
             "the intensities may lie far outside those of the training"
@@ -218,8 +219,9 @@ def _parts(step: _Pass) -> Iterator[Tensor]:
     yield step.logits
 
 
-def _all_finite(values: Tensor) -> Tensor:
-    return torch.isfinite(values).all()
+def _finite(values: Tensor, total: Tensor) -> bool:
+    """Whether all values are finite: one pass that adds them up says so, but for sums that are too large themselves."""
+    return isfinite(float(total)) or bool(torch.isfinite(values).all())
 
 
 def _first(values: Tensor, first_row: int) -> tuple[int, ...]:

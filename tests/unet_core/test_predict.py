@@ -88,3 +88,13 @@ def test_bfloat16_gives_the_labels_of_float32_on_a_trained_model() -> None:
     ]
     assert 0.02 < labels[0].float().mean() < 0.5
     assert (labels[0] == labels[1]).float().mean() >= 0.999
+
+
+def test_large_finite_intensities_whose_sum_is_not_finite_are_not_refused() -> None:
+    network = predictor()
+    with torch.no_grad():
+        for parameter in network.network.parameters():
+            parameter.mul_(0.01)
+    image = np.full((1, 60, 60), 3e37, dtype=np.float32)
+    assert not np.isfinite(torch.from_numpy(image).sum())
+    assert torch.isfinite(network.logits(image)).all()
