@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from distributed import Client, Future, KilledWorker, as_completed
 
@@ -12,6 +12,8 @@ from unet_core.ledger import Record
 from unet_core.pipeline import run_units as run_units_here
 from unet_core.worker import run_unit
 
+ENDED = ("finished", "error")  # a future of a scheduler that is gone is cancelled
+LOST = ("lost", "pending")  # it had ended, but the worker that held what it returned died before it was asked: dask runs it again
 WINDOW_PER_THREAD = 2  # futures in flight for each thread of a worker: one runs, the other waits for it to end
 
 
@@ -43,79 +45,62 @@ def run_units(
     if scheduler is None:
         return _run_here(output_url, request_key, stage, indices, on_record)
     failures: list[str] = []
+    suspects: list[int] = []  # units that were in a worker when it died, with others
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
-        threads = {name: worker["nthreads"] for name, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
-        lanes = Lanes(list(indices), threads or {"": 1})
-        lane_of: dict[str, str] = {}
+        threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+        pending, flying = iter(indices), dict[str, int]()
 
-        def submit(worker: str) -> list[Future]:
-            index = lanes.next(worker)
-            if index is None:
-                return []
-            key = f"{stage}-{index}-{request_key}"
-            lane_of[key] = worker
-            # The worker is a wish: others take over what one leaves behind.
-            wish = {"workers": [worker], "allow_other_workers": True} if worker else {}
-            return [client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=key, **wish)]
+        def submit(count: int) -> list[Future]:
+            started = []
+            for index in islice(pending, count):
+                key = f"{stage}-{index}-{request_key}"
+                flying[key] = index
+                # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
+                started.append(client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=key))
+            return started
 
-        started = [future for worker in first_window(threads) or [""] for future in submit(worker)]
-        running = len(started)
-        completed = as_completed(started, loop=client.loop)
+        completed = as_completed(submit(WINDOW_PER_THREAD * max(1, threads)), loop=client.loop)
         for future in completed:
-            running -= 1
-            error = future.exception() if future.status == "error" else None
-            if future.status == "finished":
-                on_record(future.result())
-            elif isinstance(error, BlockError):
-                failures.append(str(error))
-            elif isinstance(error, KilledWorker):
-                failures.append(f"{future.key}: the worker process died each time it tried this block ({error})")
-            elif error is not None:
-                raise error
-            else:
-                break  # cancelled: the scheduler is gone
+            if future.status in LOST:
+                completed.add(future)
+                continue
+            if future.status not in ENDED:
+                raise ClusterLostError(
+                    f"The dask scheduler {scheduler} went away with {len(flying)} blocks of {stage} in flight; "
+                    "run the same command again to resume."
+                )
+            index = flying.pop(future.key)
+            if _killed(future, on_record, failures):
+                suspects.append(index)
             future.release()
-            fresh = submit(lane_of.pop(future.key))
-            running += len(fresh)
-            completed.update(fresh)
-        if running:
-            raise ClusterLostError(
-                f"The dask scheduler {scheduler} went away with {running} blocks of {stage} in flight; run the same command again to resume."
+            completed.update(submit(1))
+        for index in suspects:  # alone, so that none is blamed for another
+            future = client.submit(
+                run_unit, output_url, request_key, stage, index, pure=False, key=f"{stage}-{index}-{request_key}-alone"
             )
+            for _ in as_completed([future], loop=client.loop):
+                pass
+            if future.status not in ENDED:
+                raise ClusterLostError(f"The dask scheduler {scheduler} went away; run the same command again to resume.")
+            if _killed(future, on_record, failures):
+                failures.append(
+                    f"{stage} block {index}: the worker process died each time it tried this block, alone too ({future.exception()})"
+                )
+            future.release()
     return failures
 
 
-def first_window(threads: Mapping[str, int]) -> list[str]:
-    """Workers in the order in which they get their first units: each one before any gets a second, since one computes at a time."""
-    most = WINDOW_PER_THREAD * max(threads.values(), default=0)
-    return [worker for turn in range(most) for worker, count in threads.items() if turn < WINDOW_PER_THREAD * count]
-
-
-class Lanes:
-    """Units dealt out in runs of neighbours, one a worker: what neighbours share, a worker decodes once.
-
-    A worker at the end of its run takes the last unit of the longest run that is left.
-
-    Args:
-        indices: of the units, neighbours beside each other.
-        threads: of each worker; runs are as long as a worker has threads.
-    """
-
-    def __init__(self, indices: Sequence[int], threads: Mapping[str, int]) -> None:
-        self._lanes: dict[str, deque[int]] = {}
-        dealt = passed = 0
-        for worker, count in threads.items():
-            passed += count
-            stop = len(indices) * passed // sum(threads.values())
-            self._lanes[worker], dealt = deque(indices[dealt:stop]), stop
-
-    def next(self, worker: str) -> int | None:
-        """The next unit for a worker; None if there are none left."""
-        if self._lanes[worker]:
-            return self._lanes[worker].popleft()
-        longest = max(self._lanes.values(), key=len)
-        return longest.pop() if longest else None
+def _killed(future: Future, on_record: Callable[[Record], None], failures: list[str]) -> bool:
+    """Take over what a future brought; whether that is nothing, because its worker died."""
+    error = future.exception() if future.status == "error" else None
+    if error is None:
+        on_record(future.result())
+    elif isinstance(error, BlockError):
+        failures.append(str(error))
+    elif not isinstance(error, KilledWorker):
+        raise error
+    return isinstance(error, KilledWorker)
 
 
 def _run_here(

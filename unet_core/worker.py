@@ -122,8 +122,10 @@ class Unit:
         """From the input to the values that are stored, on the device; waits for it."""
         with _DEVICE, self._named_errors():
             self.clock.stop("wait")
-            self.values = predict_block(self) if self.stage.level == 0 else downsample_block(self)
-            self.image = None
+            try:
+                self.values = predict_block(self) if self.stage.level == 0 else downsample_block(self)
+            finally:
+                self.image = None  # also when an error keeps this unit alive
 
     def commit(self) -> Record:
         """Encode, put and record the values."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 from distributed import Scheduler, SpecCluster
@@ -84,12 +85,38 @@ def test_killed_workers_are_replaced_and_the_bytes_stay(make_model: Maker, make_
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     job = make_job(image=str(image), output=str(tmp_path / "local"), model=str(model), block_shape=(32, 32))
-    first = segment_on_cluster(job, "local", 2)
+    summary = segment_on_cluster(job, "local", 2)
     killer.join(timeout=5)
     assert len(killed) == 2
-    summary = first if first.status == "complete" else segment_on_cluster(job, "local", 2)
     assert summary.status == "complete"
     assert digest(tmp_path / "local") == digest(tmp_path / "serial")
+
+
+DEADLY = """
+import os, signal
+from unet_core import worker
+
+def predict_or_die(unit, predict=worker.predict_block):
+    if unit.index == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(unit)
+if worker.predict_block.__name__ != "predict_or_die":  # dask may run this twice
+    worker.predict_block = predict_or_die
+"""
+
+
+def test_a_block_that_kills_its_worker_takes_no_other_with_it(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    job = make_job(
+        image=str(make_image((130, 90))), output=str(tmp_path / "out"), model=str(make_model(levels=2)), block_shape=(32, 32)
+    )
+    with dask.config.set({"distributed.worker.preload": [str(tmp_path / "deadly.py")]}):
+        summary = segment_on_cluster(job, "local", 2)
+    assert summary.status == "partial"
+    assert summary.computed == summary.blocks - 1
+    (failure,) = summary.failures
+    assert failure.startswith("segment block 4: the worker process died each time it tried this block, alone too")
+    assert segment_on_cluster(job, "local", 2).status == "complete"
 
 
 MEASURE = """
