@@ -14,6 +14,7 @@ GIB = 1 << 30
 _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
+_LEFTOVER = 1  # byte for each weight: parts of the memory of loading that nothing else fits into
 _LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 
@@ -42,5 +43,5 @@ def strip_bytes(memory: StripMemory, input_shape: Shape, strip: int, element_byt
 
 def _bytes(live: int, overhead: float, parameters: int, element_bytes: int) -> int:
     """Of a process with the network: of so many live elements, or of loading its float32 weights, which leaves its memory behind."""
-    running = int(live * element_bytes * overhead) + parameters * element_bytes
+    running = int(live * element_bytes * overhead) + parameters * (element_bytes + _LEFTOVER)
     return max(running, _LOADING_COPIES * 4 * parameters) + _FIXED_BYTES
