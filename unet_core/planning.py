@@ -70,7 +70,7 @@ class Planned:
                     "strips": f"{plan.strip} {'rows' if len(plan.block_shape) == 2 else 'sections'} along {plan.spatial_axes[0]} at a time"
                 }
                 if plan.strip
-                else {}
+                else {"strips": f"none; whole {'tiles' if plan.tile_shape else 'blocks'} at once"}
             ),
             "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",

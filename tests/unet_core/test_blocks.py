@@ -177,3 +177,8 @@ def test_what_cannot_run_in_strips_runs_in_whole_blocks_or_is_refused_by_name(ma
         planned((300, 300), padded, tmp_path, strip=16)
     with pytest.raises(GridError, match="strip of 15 rows is not a multiple of the network's stride 4; use 16"):
         planned((300, 300), make_model(levels=3), tmp_path, strip=15)
+
+
+def test_the_plan_of_a_padded_network_says_that_blocks_run_whole(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    job = make_job(image=str(make_image((60, 50))), output=str(tmp_path / "out"), model=str(make_model(padding="same")))
+    assert resolve(job).facts()["strips"] == "none; whole blocks at once"
