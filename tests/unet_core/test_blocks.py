@@ -149,7 +149,7 @@ def test_the_plan_says_how_it_streams(
     code, out, _ = call(monkeypatch, capsys, "plan", image, tmp_path / "out", "--model", model, "--strip", "16", "--json")
     assert (code, json.loads(out.splitlines()[-1])["strips"]) == (0, words)
     _, out, _ = call(monkeypatch, capsys, "plan", image, tmp_path / "out", "--model", model, "--strip", "0", "--json")
-    assert "strips" not in json.loads(out.splitlines()[-1])
+    assert json.loads(out.splitlines()[-1])["strips"] == "none; whole blocks at once"
 
 
 def test_a_killed_run_goes_on_with_its_strip_and_no_other(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
