@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -44,11 +45,8 @@ def build(name: str, **arguments: Any) -> nn.Module:
         >>> sum(p.numel() for p in build("unet", in_channels=1, classes=2).parameters())
         31030658
     """
-    if name not in NETWORKS:
-        raise ModelPackageError(f"Network '{name}' is not known{_nearest(name, NETWORKS)}; there are {', '.join(NETWORKS)}.")
-    module_name, _, attribute = NETWORKS[name].partition(":")
-    constructor = getattr(import_module(module_name), attribute)
-    known = inspect.signature(constructor).parameters
+    constructor = _constructor(name)
+    known = parameters(name)
     for argument in arguments:
         if argument not in known:
             raise ModelPackageError(
@@ -59,6 +57,23 @@ def build(name: str, **arguments: Any) -> nn.Module:
         _check_depth(name, argument, arguments[argument])
     network: nn.Module = constructor(**arguments)
     return network
+
+
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a network of the table takes, with their defaults.
+
+    Raises:
+        ModelPackageError: for a name that does not exist, with the nearest that does.
+    """
+    return inspect.signature(_constructor(name)).parameters
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name not in NETWORKS:
+        raise ModelPackageError(f"Network '{name}' is not known{_nearest(name, NETWORKS)}; there are {', '.join(NETWORKS)}.")
+    module_name, _, attribute = NETWORKS[name].partition(":")
+    found: Callable[..., nn.Module] = getattr(import_module(module_name), attribute)
+    return found
 
 
 def _check_depth(name: str, argument: str, value: Any) -> None:
