@@ -104,17 +104,17 @@ class Augmentation(Options):
         deformation: std of the displacements of the elastic deformation's grid points, in voxels of the last axis; 10 in the paper.
         grid: grid points along each axis; 3 in the paper.
         rotation: largest angle, in degrees, in the plane of the last two axes; 180 for any.
-        rotation_3d: about the other axes too, for volumes with equal voxel sizes.
+        rotation_3d: by such an angle about an axis of any direction, for volumes as well resolved along z as in their sections.
         flip: mirror along each axis by chance.
-        shift: largest shift, in voxels, beyond that of the drawn position.
+        shift: largest shift along each axis, in voxels of the last one, beyond that of the drawn position.
         scale: smallest and largest magnification.
         gamma: largest exponent of the gray-value curve; its inverse is the smallest.
-        gain: std of the factor of each channel, relative to its range of intensities.
-        offset: std of what is added to each channel, relative to that range.
-        stain: std of the factors on haematoxylin and eosin; RGB only.
+        gain: std of the factor of each channel, of its logarithm to be exact.
+        offset: std of what is added to each channel, relative to its range of intensities.
+        stain: std of the factors on haematoxylin and eosin, of their logarithms; RGB only.
         noise: largest std of additive Gaussian noise, relative to the range.
-        blur: largest sigma of a Gaussian blur, in voxels of the last axis.
-        order: of the interpolation of intensities: 3 bicubic, 1 linear.
+        blur: largest sigma of a Gaussian blur, in voxels of the last axis; three crops in ten are blurred.
+        order: of the interpolation of intensities: 3 bicubic (2D only), 1 linear.
     """
 
     deformation: Amount = 10.0
@@ -190,9 +190,7 @@ class TrainingOptions(Options):
         steps: of the optimiser.
         seed: of initial weights, crops, augmentation and dropout.
         precision: of the network's arithmetic; weights and optimiser stay float32.
-        validate_every: steps between validations, each with a picture and a checkpoint.
-        checkpoint_every: steps between checkpoints.
-        validation_crops: tiles that are scored, at most, spread over the validation part.
+        validate_every: steps between validations, checkpoints and pictures.
         best: score that chooses the best checkpoint, e.g. ``loss``, ``iou``, ``iou_nucleus``; larger is better but for ``loss``.
         patience: validations without a better score after which training stops; None for never.
     """
@@ -209,7 +207,5 @@ class TrainingOptions(Options):
     seed: Annotated[int, Field(ge=0, le=1 << 62)] = 0
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     validate_every: Count = 200
-    checkpoint_every: Count = 100
-    validation_crops: Count = 64
     best: str = "loss"
     patience: Count | None = None
