@@ -190,7 +190,9 @@ class TrainingOptions(Options):
         steps: of the optimiser.
         seed: of initial weights, crops, augmentation and dropout.
         precision: of the network's arithmetic; weights and optimiser stay float32.
-        validate_every: steps between validations, checkpoints and pictures.
+        validate_every: steps between validations, each with a picture and a checkpoint.
+        checkpoint_every: steps between checkpoints.
+        validation_crops: tiles that are scored, at most, spread over the validation part.
         best: score that chooses the best checkpoint, e.g. ``loss``, ``iou``, ``iou_nucleus``; larger is better but for ``loss``.
         patience: validations without a better score after which training stops; None for never.
     """
@@ -207,5 +209,7 @@ class TrainingOptions(Options):
     seed: Annotated[int, Field(ge=0, le=1 << 62)] = 0
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     validate_every: Count = 200
+    checkpoint_every: Count = 100
+    validation_crops: Count = 64
     best: str = "loss"
     patience: Count | None = None
