@@ -68,6 +68,12 @@ class Annotation(Protocol):
         """Ids of shape ``box.shape``; 0 the background, -1 where it is ignored."""
 
 
+def classes_of(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Class numbers that follow from the ids of a label image: 0 the background, 1 an object, ``IGNORE`` where it is ignored."""
+    # -1 as a byte is 255.
+    return np.minimum(ids, 1).astype(np.uint8)
+
+
 class LabelImage:
     """A label image under a class map.
 
@@ -102,10 +108,7 @@ class LabelImage:
     def classes(self, box: Box) -> NDArray[np.uint8]:
         values = self._read(box)
         if self._meaning.labels == "instances":
-            ids = self._ids(values, box)
-            objects = (ids > 0).astype(np.uint8)
-            objects[ids == IGNORED_INSTANCE] = IGNORE
-            return objects
+            return classes_of(self._ids(values, box))
         # Negative values index from the table's end, which is where they lie in it.
         numbers = self._table[values] if self._table is not None else self._look_up(values)
         self._refuse(numbers == _UNKNOWN, values, box, "is not in the class map")

@@ -192,8 +192,8 @@ def _read(part: Part, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     instance, inside the part."""
     ones = (1,) * box.ndim
     around = box.grow(ones, ones).intersect(part.box)
-    classes = part.read_classes(around)
-    ids = part.read_instances(around) if part.has_instances else classes
+    classes, instances = part.read_labels(around)
+    ids = classes if instances is None else instances
     annotated = classes != IGNORE
     border = np.zeros(classes.shape, dtype=bool)
     for axis in range(box.ndim):

@@ -160,12 +160,15 @@ def _edges(geometry: dict[str, Any], where: str, scale: tuple[float, float]) -> 
     try:
         parts = []
         for ring in _rings(coordinates if kind == "MultiPolygon" else [coordinates]):
-            points = np.array([[float(x), float(y)] for x, y, *_ in ring]) * (scale[1], scale[0])
-            if len(points) < 3 or not np.isfinite(points).all():
+            points = np.array(ring, dtype=np.float64)[:, :2] * (scale[1], scale[0])
+            if points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
                 raise ValueError(f"a ring of {len(points)} points")
-            parts.append(np.concatenate([points, np.roll(points, -1, axis=0)], axis=1))
+            edges = np.empty((len(points), 4))
+            edges[:, :2] = points
+            edges[:-1, 2:], edges[-1, 2:] = points[1:], points[0]
+            parts.append(edges)
         return np.concatenate(parts)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"{where} has outlines that cannot be read ({error}); rings have at least three points of finite numbers."
         ) from None

@@ -18,7 +18,7 @@ from PIL import Image
 from unet_core.errors import InputError
 from unet_core.geometry import Box, Shape
 from unet_core.store import is_remote, local_path
-from unet_core.training.annotations import IGNORED_INSTANCE, Annotation, ClassMap, DrawnLabels, LabelImage
+from unet_core.training.annotations import IGNORED_INSTANCE, Annotation, ClassMap, DrawnLabels, LabelImage, classes_of
 from unet_core.training.dataset_description import Pair, Purpose
 from unet_core.training.geojson import outlines_hash, read_outlines
 from unet_core.training.opened import Opened
@@ -26,7 +26,7 @@ from unet_core.training.options import IGNORE
 from unet_core.volumes import ArrayVolume, Volume, open_volume, read_reflected
 from unet_core.volumes.chunk_cache import CachedVolume, ChunkCache
 
-_CHUNK_BYTES = 64 << 20  # decoded chunks kept of one image, at most
+_CHUNK_BYTES = 256 << 20  # decoded chunks kept of one image, at most
 _OPENED = Opened()
 
 
@@ -125,6 +125,13 @@ class Part:
                 f"{self.source.pair.labels} are labels of classes, which do not tell objects apart; give instance ids (labels: instances)."
             )
         return read_reflected(_Instances(self), box)[0]
+
+    def read_labels(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Class numbers, and ids where there are any, as the two above give them; in one read where one follows from the other."""
+        ids = self.read_instances(box) if self.has_instances else None
+        if ids is None or self.source.pair.is_drawn:
+            return self.read_classes(box), ids
+        return classes_of(ids), ids
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes that change when the image or its labels do."""

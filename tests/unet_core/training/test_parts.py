@@ -115,6 +115,9 @@ def test_ids_become_instances_and_objects(make_data: MakeDataset, dtype: Any, un
     np.testing.assert_array_equal(part.read_classes(box), np.where(ids < 0, IGNORE, ids > 0))
     around = Box((-2, -3), (12, 9))
     np.testing.assert_array_equal(part.read_instances(around), mirrored(ids, around))
+    classes, instances = part.read_labels(around)
+    np.testing.assert_array_equal(classes, part.read_classes(around))
+    np.testing.assert_array_equal(instances, mirrored(ids, around))
 
 
 CELL, GONE = [(1.0, 1.0), (6.0, 1.0), (6.0, 7.0), (1.0, 7.0)], [(4.0, 5.0), (9.0, 5.0), (9.0, 9.0), (4.0, 9.0)]
@@ -143,8 +146,10 @@ def test_outlines_have_classes_ids_regions_and_what_is_ignored(make_data: MakeDa
     ids[:, 8:] = -1
     box = Box((0, 0), (13, 17))
     np.testing.assert_array_equal(part.read_classes(box), np.where(ids < 0, IGNORE, ids > 0))
+    assert part.read_labels(box)[0].tolist() == part.read_classes(box).tolist()
     if labels == "instances":
         np.testing.assert_array_equal(part.read_instances(box), ids)
+        np.testing.assert_array_equal(part.read_labels(box)[1], ids)
     else:
         with pytest.raises(InputError, match="labels of classes, which do not tell objects apart"):
             part.read_instances(box)
