@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 
 from tests.unet_core.training.conftest import TWO
 from unet_core.errors import InputError
+from unet_core.store import open_store
 from unet_core.training.dataset import Dataset, load_dataset, open_parts
 from unet_core.training.dataset_description import make_dataset
 from unet_core.training.dataset_folder import starting_yaml
@@ -174,3 +177,24 @@ def test_the_data_sets_of_the_documentation_are_read(name: str) -> None:
     assert dataset.name == name
     assert all(pair.image.startswith("/data/") and (pair.part or pair.boxes) for pair in dataset.pairs)
     assert dataset.source
+
+
+def test_a_data_set_on_an_object_store_is_read(bucket: str) -> None:
+    image = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    outline = {"geometry": {"type": "Polygon", "coordinates": [[[1, 1], [5, 1], [5, 4], [1, 4]]]}}
+    for name in ("a", "b"):
+        array = zarr.create_array(
+            open_store(f"{bucket}/data/images/{name}.zarr").as_zarr(read_only=False), shape=(5, 7), dtype="uint8"
+        )
+        array[:] = image
+        open_store(f"{bucket}/data/truth").put(f"{name}.geojson", json.dumps([outline]).encode())
+    text = "{schema: 1, labels: instances, unlabelled: background, pairs: [{image: images/*.zarr, labels: 'truth/{name}.geojson', part: train}]}"
+    open_store(f"{bucket}/data").put("dataset.yaml", text.encode())
+    parts = open_parts(load_dataset(f"{bucket}/data/dataset.yaml"), 2, "train")
+    assert [part.name for part in parts] == ["images/a.zarr", "images/b.zarr"]
+    np.testing.assert_array_equal(parts[1].read_image(parts[1].box)[0], image)
+    expected = np.zeros((5, 7), int)
+    expected[1:4, 1:5] = 1
+    np.testing.assert_array_equal(parts[1].read_instances(parts[1].box), expected)
+    with pytest.raises(InputError, match="not found: s3://bucket/data/other.yaml"):
+        load_dataset(f"{bucket}/data/other.yaml")
