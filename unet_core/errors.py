@@ -11,6 +11,7 @@ UnetCoreError
 │   ├── MemoryBudgetError   the plan needs more memory than there is
 │   └── ResumeError         the output belongs to another plan, or to nobody we know
 ├── LedgerError         what is stored is not what the ledger says
+├── GroupError          the ranks of a training cannot reach each other
 └── BlockError          one block failed while it was computed (exit code 1)
 """
 
@@ -57,6 +58,10 @@ class ResumeError(InputError):
 
 class LedgerError(UnetCoreError):
     """Stored objects and ledger records disagree."""
+
+
+class GroupError(UnetCoreError):
+    """Ranks of a training did not meet, or one ended or hangs; the message names the rank that noticed it, and when."""
 
 
 class BlockError(UnetCoreError):
