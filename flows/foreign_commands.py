@@ -138,12 +138,12 @@ def export(
     from unet_core.errors import JobError
     from unet_core.foreign.export_bioimageio import export_bioimageio
     from unet_core.foreign.export_onnx import export_onnx
-    from unet_core.foreign.exporting import refuse_script
+    from unet_core.foreign.exporting import refuse_unexportable
     from unet_core.model_package import load_model, model_url, read_description
 
     if format == "onnx" and (onnx or author or license):
         raise JobError("--onnx, --author and --license belong to --format bioimageio; an ONNX file has no place for them.")
-    refuse_script(read_description(model_url(model))[0], model)  # before trust is asked for
+    refuse_unexportable(read_description(model_url(model))[0], model)  # before trust is asked for
     package = load_model(model)
     written = (
         export_onnx(package, out)

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import ModelPackageError
 from unet_core.job import Length
+from unet_core.model_heads import Head as Head
+from unet_core.model_heads import LabelClass as LabelClass
+from unet_core.model_heads import check_heads, label_head
 from unet_core.store import open_store
 from unet_core.validation import first_problem, shorten
 
@@ -39,30 +42,6 @@ class NetworkSpec(_Record):
 
     name: str
     arguments: dict[str, Any] = {}
-
-
-class LabelClass(_Record):
-    """One class of the model: its value in the label image, its name, and its colour as ``#rrggbb``."""
-
-    value: int = Field(ge=0)
-    name: str = Field(min_length=1, max_length=100)
-    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
-
-
-class Head(_Record):
-    """One output of the network, on ``channels`` of its logits.
-
-    ``classes``: one class a voxel, soft-max. ``regions``: classes that may overlap, sigmoid. ``affinities`` and
-    ``distance`` are part of the format; this release does not run them.
-    """
-
-    name: str = "classes"
-    kind: Literal["classes", "regions", "affinities", "distance"] = "classes"
-    channels: tuple[int, ...]
-
-    @property
-    def activation(self) -> str:
-        return {"classes": "softmax", "regions": "sigmoid", "affinities": "sigmoid", "distance": "none"}[self.kind]
 
 
 class FixedNormalisation(_Record):
@@ -127,8 +106,8 @@ class ModelDescription(_Record):
     Args:
         name: short, for humans.
         network: which network, with which arguments.
-        heads: its outputs; class i is channel ``channels[i]`` of the first.
-        classes: names, label values and colours; for ``classes`` one per channel, value 0 the background.
+        heads: its outputs, of different names; class i is channel ``channels[i]`` of the first of kind classes or regions.
+        classes: names, label values and colours; for ``classes`` one per channel, value 0 the background. Empty if no head gives labels.
         input_channels: names of the image channels, in order.
         voxel_size_um: of the training images along (z,) y, x, in micrometre, or "unknown".
         normalisation: of intensities.
@@ -138,11 +117,20 @@ class ModelDescription(_Record):
     name: str
     network: NetworkSpec
     heads: tuple[Head, ...] = Field(min_length=1)
-    classes: tuple[LabelClass, ...] = Field(min_length=1)
+    classes: tuple[LabelClass, ...]
     input_channels: tuple[str, ...] = Field(min_length=1)
     voxel_size_um: tuple[Length, ...] | Literal["unknown"] = "unknown"
     normalisation: FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNormalisation = Field(discriminator="kind")
     provenance: dict[str, Any] = {}
+
+    @property
+    def label_head(self) -> Head | None:
+        """The head that the labels are read from; None if no head gives labels."""
+        return label_head(self.heads)
+
+    @property
+    def other_heads(self) -> tuple[Head, ...]:
+        return tuple(head for head in self.heads if head is not self.label_head)
 
 
 class _ModelFile(ModelDescription):
@@ -195,7 +183,9 @@ def check_description(description: ModelDescription, url: str) -> None:
     Raises:
         ModelPackageError: naming both.
     """
-    _check_classes(description, url)
+    check_heads(description.heads, description.classes, _channel_argument(description, "classes", url), url)
+    if description.network.name == TORCHSCRIPT and (len(description.heads) > 1 or description.label_head is None):
+        raise ModelPackageError(f"{url}: {len(description.heads)} heads; TorchScript has one, of kind classes or regions.")
     _check_normalisation(description, url)
 
 
@@ -227,35 +217,6 @@ def _read_json(url: str, where: str) -> Any:
     return record
 
 
-def _check_classes(description: ModelDescription, url: str) -> None:
-    count = _channel_argument(description, "classes", url)
-    used = [channel for head in description.heads for channel in head.channels]
-    if len(used) != count or sorted(used) != list(range(count)):
-        raise ModelPackageError(f"{url}: heads use channels {shorten(str(sorted(used)))}, the network gives {count}.")
-    head = description.heads[0]
-    if len(description.heads) > 1 or head.kind not in ("classes", "regions"):
-        kinds = ", ".join(head.kind for head in description.heads)
-        raise ModelPackageError(
-            f"{url}: heads {kinds} cannot be run by this release; it runs one head of kind classes or regions."
-        )
-    values = [label.value for label in description.classes]
-    if len(values) != len(head.channels) or len(set(values)) != len(values) or (head.kind == "regions" and 0 in values):
-        raise ModelPackageError(
-            f"{url}: label values {shorten(str(values))} for {len(head.channels)} channels of head '{head.name}'; give each its own "
-            f"value{', above 0' if head.kind == 'regions' else ''}."
-        )
-    if max(values) > 255:
-        raise ModelPackageError(
-            f"{url}: label value {shorten(str(max(values)))} needs uint16 output; this release writes uint8, use values to 255."
-        )
-    names = [label.name for label in description.classes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ModelPackageError(
-            f"{url}: two classes have the name '{twice}', so their results could not be told apart; rename one."
-        )
-
-
 def _check_normalisation(description: ModelDescription, url: str) -> None:
     count = _channel_argument(description, "in_channels", url)
     if count != len(description.input_channels):
@@ -284,7 +245,10 @@ def _channel_argument(description: ModelDescription, name: str, url: str) -> int
 
 def _in_channel_order(description: ModelDescription) -> ModelDescription:
     """The same model with its classes sorted by channel, so that nothing else needs to know of another order."""
-    head = description.heads[0]
+    head = description.label_head
+    if head is None:
+        return description
     pairs = sorted(zip(head.channels, description.classes, strict=True), key=lambda pair: pair[0])
     channels, classes = zip(*pairs, strict=True)
-    return description.model_copy(update={"heads": (head.model_copy(update={"channels": channels}),), "classes": classes})
+    heads = tuple(other.model_copy(update={"channels": channels}) if other is head else other for other in description.heads)
+    return description.model_copy(update={"heads": heads, "classes": classes})

@@ -71,7 +71,17 @@ def edit(folder: Path, **changes: Any) -> Path:
         ({"schema": 2}, "schema 2"),
         ({"devise": 1}, "devise"),
         ({"heads": []}, "heads"),
-        ({"heads": [{"kind": "distance", "channels": [0, 1, 2]}]}, "cannot be run by this release"),
+        ({"heads": [{"kind": "distance", "channels": [0, 1, 2]}]}, r"3 classes, but the heads \(distance\) give no labels"),
+        ({"heads": [{"channels": [0, 1]}, {"kind": "distance", "channels": [2]}]}, "two heads have the name 'classes'"),
+        ({"heads": [{"channels": [0, 1, 2], "scale": 5}]}, "'classes' of kind classes has scale, which belong to distance"),
+        (
+            {"heads": [{"channels": [0]}, {"name": "a", "kind": "affinities", "channels": [1, 2], "offsets": [[0, 1]]}]},
+            r"2 channels and the offsets \(\(0, 1\),\); give each channel one",
+        ),
+        (
+            {"heads": [{"channels": [0, 2]}, {"name": "d", "kind": "distance", "channels": [1], "scale": 5.0}]},
+            r"label values \[0, 1, 2\] for 2 channels of head 'classes'",
+        ),
         ({"heads": [{"kind": "classes", "channels": [0, 1]}]}, "heads use channels"),
         ({"input_channels": ["a", "b"]}, "takes 1 channels"),
         ({"network": {"name": "unett", "arguments": {"in_channels": 1, "classes": 3}}}, "did you mean 'unet'"),

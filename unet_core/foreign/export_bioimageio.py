@@ -26,7 +26,15 @@ from unet_core.foreign.bioimageio_description import (
     tensors,
 )
 from unet_core.foreign.export_onnx import OPSET, check_onnx, compared, onnx_model, run_onnx
-from unet_core.foreign.exporting import Check, Exported, check_shapes, new_output, refuse_script, require_extra, require_passed
+from unet_core.foreign.exporting import (
+    Check,
+    Exported,
+    check_shapes,
+    new_output,
+    refuse_unexportable,
+    require_extra,
+    require_passed,
+)
 from unet_core.inputs import Source
 from unet_core.model_package import ModelPackage
 from unet_core.normalisation import Normalisation
@@ -61,7 +69,7 @@ def export_bioimageio(
             probabilities than the network; nothing is left then.
         JobError: if ``path`` cannot be written.
     """
-    refuse_script(package.description, package.url)
+    refuse_unexportable(package.description, package.url)
     require_extra("bioimageio.spec", *(("onnx", "onnxscript", "onnxruntime") if onnx else ()))
     _require_serialisation()
     with new_output(path) as work:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from unet_core.errors import ModelPackageError
 from unet_core.footprint import Footprint
-from unet_core.foreign.exporting import Check, Exported, check_shapes, new_output, refuse_script, require_extra, require_passed
+from unet_core.foreign.exporting import (
+    Check,
+    Exported,
+    check_shapes,
+    new_output,
+    refuse_unexportable,
+    require_extra,
+    require_passed,
+)
 from unet_core.model_package import ModelPackage
 from unet_core.store import local_path
 
@@ -45,7 +53,7 @@ def export_onnx(package: ModelPackage, path: str) -> Exported:
             at either of two legal shapes; nothing is written then.
         JobError: if ``path`` cannot be written.
     """
-    refuse_script(package.description, package.url)
+    refuse_unexportable(package.description, package.url)
     require_extra("onnx", "onnxscript", "onnxruntime")
     with new_output(path) as work:
         model = onnx_model(package)

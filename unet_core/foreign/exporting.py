@@ -64,8 +64,13 @@ class Exported:
     checks: tuple[Check, ...]
 
 
-def refuse_script(description: ModelDescription, where: str) -> None:
-    """Raises ModelPackageError for TorchScript, whose operations are not read."""
+def refuse_unexportable(description: ModelDescription, where: str) -> None:
+    """Raises ModelPackageError for TorchScript, whose operations are not read, and for what the formats have no words for."""
+    if len(description.heads) > 1 or description.label_head is None:
+        kinds = ", ".join(head.kind for head in description.heads)
+        raise ModelPackageError(
+            f"Model {where} has the heads {kinds}; exports hold one head of kind classes or regions, train a model with that alone."
+        )
     if description.network.name == TORCHSCRIPT:
         raise ModelPackageError(
             f"Model {where} is TorchScript and cannot be exported, since its operations are not read; its file {SCRIPT_FILE} is what other "
