@@ -90,7 +90,7 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
     description, geometry = package.description, package.footprint
     smallest = geometry.legal_shape((1,) * package.dims)
     streamed = can_stream(package)
-    block = usual_shapes(package, streamed)[0]
+    block = usual_shapes(package.dims, geometry.stride, streamed)[0]
     read = geometry.read_box(Box.from_shape(block)).shape
     amplification = prod(read) / prod(block)
     gflop = operations(package.traced, (len(description.input_channels), *read)) / 1e9 / prod(block)

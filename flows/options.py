@@ -31,8 +31,10 @@ WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 class RunOptions:
     """What to segment with, which part, where, and how."""
 
-    model: str
-    """Folder of a model package, or the name of a bundled model (see `unet models`)."""
+    model: Annotated[tuple[str, ...], Parameter(negative="")]
+    """Folder of a model package, or the name of a bundled model (see `unet models`); repeated: the mean of several models."""
+    symmetries: Literal["none", "flips", "all"] = "none"
+    """Average over the image turned in y and x: the 4 flips, or all 8 symmetries of the square."""
     trust_model: Flag = False
     """Load TorchScript, which can carry code: only if you know where the model comes from."""
     level: WholeOrNone = None
@@ -91,7 +93,7 @@ class RunOptions:
         from unet_core.job import make_job
 
         plain = (
-            "model",
+            "symmetries",
             "trust_model",
             "strip",
             "level",
@@ -108,6 +110,8 @@ class RunOptions:
         return make_job(
             image=image,
             output=output,
+            model=self.model[0],
+            further_models=self.model[1:],
             channels=_numbers("channels", self.channels, int),
             voxel_size_um=_numbers("voxel-size", self.voxel_size, float),
             block_shape=_numbers("block-shape", self.block_shape, int),

@@ -39,8 +39,9 @@ class PartialRunError(UnetCoreError):
 
 def _flow_run_name() -> str:
     job = runtime.flow_run.parameters["job"]
-    image, model = (job.image, job.model) if isinstance(job, SegmentationJob) else (job["image"], job["model"])
-    return f"{image.rstrip('/').rpartition('/')[2]} with {model.rstrip('/').rpartition('/')[2]}"
+    asked = job if isinstance(job, SegmentationJob) else SegmentationJob(**job)
+    image, *models = (place.rstrip("/").rpartition("/")[2] for place in (asked.image, *asked.models))
+    return f"{image} with {', '.join(models)}"
 
 
 @flow(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 from math import prod
 
+from unet_core.block_shapes import check_block_shape, fit_block_shape
 from unet_core.cost import operations
+from unet_core.ensemble import Ensemble
 from unet_core.errors import FootprintError, GridError, MemoryBudgetError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
 from unet_core.job import SegmentationJob
-from unet_core.memory import GIB, peak_bytes, strip_bytes
+from unet_core.memory import GIB
 from unet_core.model_package import ModelPackage
-from unet_core.operations import Trace
-from unet_core.plan import ITEM_BYTES, ImagePlan, check_block_shape, fit_block_shape
+from unet_core.pass_memory import PassMemory
+from unet_core.passes import read_box_of
+from unet_core.plan import ITEM_BYTES, ImagePlan
 from unet_core.schedule import check_streams
 from unet_core.streaming import AXIS
-from unet_core.strip_memory import StripMemory
 from unet_core.volumes.chunk_cache import cache_bytes, reading_bytes
 
 # Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
@@ -43,37 +46,33 @@ FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so tha
 # Operations over those of one pass that this may cost, and that two blocks may cost where there would be one.
 MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
 NEARLY = 1.05  # over the cheapest blocks, where none stay below that
-READOUT = {"float32": 2, "uint8": 3}  # copies of the probabilities of one part, by what is stored of them
 COPIES = 4  # of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values
 
 
 def choose_blocks(
-    job: SegmentationJob, package: ModelPackage, source: Source, images: tuple[ImagePlan, ...], device: str
+    job: SegmentationJob, ensemble: Ensemble, source: Source, images: tuple[ImagePlan, ...], device: str
 ) -> tuple[Shape, int | None, int]:
     """Shape of the blocks, rows of a strip (None for whole blocks at once), and the bytes that a worker needs for one.
 
     Raises:
         GridError: if a size that the user chose is not a multiple of the network's stride.
-        FootprintError: if the user asks for strips, and the network has a layer that cannot run in them.
+        FootprintError: if the user asks for strips, and a network has a layer that cannot run in them.
         MemoryBudgetError: if nothing fits, with both numbers.
     """
-    stride, image_shape = package.footprint.stride, source.spatial_shape
-    strips = _strips(job, package, device.partition(":")[0])
+    stride, image_shape = ensemble.stride, source.spatial_shape
+    strips = _strips(job, ensemble, device.partition(":")[0])
     if job.block_shape is not None:
         check_block_shape(job.block_shape, stride)
         candidates: list[Shape] = [job.block_shape]
     else:
-        candidates = usual_shapes(package, streamed=bool(strips))
+        candidates = usual_shapes(ensemble.dims, stride, streamed=bool(strips))
     allowed = int(job.memory_gib * GIB)
     shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
-    needed, memory = 0, None
-    if strips:
-        assert isinstance(package.traced, Trace)  # others have no strips
-        memory = StripMemory(package.traced, AXIS, len(package.description.input_channels))
-    for shape in shapes[_first_choice(package, shapes, image_shape) :]:
-        read = package.footprint.read_box(Box.from_shape(shape)).shape
+    needed, memory = 0, PassMemory(ensemble, image_shape, job.precision)
+    for shape in shapes[_first_choice(ensemble, shapes, image_shape) :]:
+        read = read_box_of(ensemble.passes, Box.from_shape(shape), image_shape).shape
         for strip in strips or (None,):
-            needed = _needed(job, package, memory, source, images, shape, read, strip)
+            needed = _needed(memory, source, images, shape, read, strip)
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
@@ -82,9 +81,8 @@ def choose_blocks(
     )
 
 
-def usual_shapes(package: ModelPackage, streamed: bool) -> list[Shape]:
-    """Block shapes to try for a model, the largest first, in whole strides."""
-    dims, stride = package.dims, package.footprint.stride
+def usual_shapes(dims: int, stride: Shape, streamed: bool) -> list[Shape]:
+    """Block shapes to try for networks of a stride, the largest first, in whole strides."""
     usual = STREAMED_SIZES[dims] if streamed else tuple((size,) * dims for size in BLOCK_SIZES[dims])
     return [tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual]
 
@@ -94,18 +92,19 @@ def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
     return COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
 
 
-def _strips(job: SegmentationJob, package: ModelPackage, device: str) -> tuple[int, ...]:
-    """Rows of a strip to try, in this order; none if the network runs in whole blocks."""
-    stride = package.footprint.stride[AXIS]
-    if job.strip == 0 or (job.strip is None and not can_stream(package)):
+def _strips(job: SegmentationJob, ensemble: Ensemble, device: str) -> tuple[int, ...]:
+    """Rows of a strip to try, in this order; none if a network runs in whole blocks only, since a plan has one way for all."""
+    stride = ensemble.stride[AXIS]
+    if job.strip == 0 or (job.strip is None and not all(can_stream(package) for package in ensemble.packages)):
         return ()
     if job.strip is None:
-        return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[device][package.dims]))
-    if isinstance(package.traced, OpaqueNetwork):
-        raise FootprintError(
-            f"Model '{package.description.name}' is TorchScript, whose layers are not known; --strip 0 runs whole blocks."
-        )
-    check_streams(package.traced)
+        return tuple(dict.fromkeys(-(-rows // stride) * stride for rows in STRIPS[device][ensemble.dims]))
+    for package in ensemble.packages:
+        if isinstance(package.traced, OpaqueNetwork):
+            raise FootprintError(
+                f"Model '{package.description.name}' is TorchScript, whose layers are not known; --strip 0 runs whole blocks."
+            )
+        check_streams(package.traced)
     if job.strip % stride:
         nearest = -(-job.strip // stride) * stride
         raise GridError(f"A strip of {job.strip} rows is not a multiple of the network's stride {stride}; use {nearest}.")
@@ -123,12 +122,12 @@ def can_stream(package: ModelPackage) -> bool:
     return True
 
 
-def _first_choice(package: ModelPackage, shapes: list[Shape], image_shape: Shape) -> int:
+def _first_choice(ensemble: Ensemble, shapes: list[Shape], image_shape: Shape) -> int:
     """Which of some block shapes, the largest first, to take if memory allows: the first that leaves enough blocks, of those that
     compute hardly more than one pass over the image would."""
-    dims, counts = package.dims, [BlockGrid(image_shape, shape).block_count for shape in shapes]
-    costs = [_operations(package, shape, image_shape) for shape in shapes]
-    one = _operations(package, fit_block_shape(image_shape, image_shape, package.footprint.stride), image_shape)
+    dims, counts = ensemble.dims, [BlockGrid(image_shape, shape).block_count for shape in shapes]
+    costs = [_operations(ensemble, shape, image_shape) for shape in shapes]
+    one = _operations(ensemble, fit_block_shape(image_shape, image_shape, ensemble.stride), image_shape)
     most = MAX_REDUNDANCY[dims] * one
     cheap = [index for index, cost in enumerate(costs) if cost <= (most if min(costs) <= most else NEARLY * min(costs))]
     chosen = next((index for index in cheap if counts[index] >= FEWEST_BLOCKS), cheap[-1])
@@ -138,47 +137,32 @@ def _first_choice(package: ModelPackage, shapes: list[Shape], image_shape: Shape
     return two if costs[two] <= MAX_FOR_TWO[dims] * one else chosen
 
 
-def _operations(package: ModelPackage, block_shape: Shape, image_shape: Shape) -> int:
-    """Of all blocks of an image; those at its end are smaller, and compute more for each voxel."""
+def _operations(ensemble: Ensemble, block_shape: Shape, image_shape: Shape) -> int:
+    """Of all passes over all blocks of an image; blocks at its end are smaller, and compute more for each voxel."""
     sides = [
         [(side, count) for side, count in ((block, size // block), (size % block, 1)) if side and count]
         for block, size in zip(block_shape, image_shape, strict=True)
     ]
-    total = 0
+    reads: Counter[tuple[int, Shape]] = Counter()
     for blocks in product(*sides):
-        read = package.footprint.read_box(Box.from_shape(tuple(side for side, _ in blocks))).shape
-        count = prod(count for _, count in blocks)
-        total += count * operations(package.traced, (len(package.description.input_channels), *read))
-    return total
+        box = Box.from_shape(tuple(side for side, _ in blocks))
+        for step in ensemble.passes:
+            reads[step.model, step.turned_read_box(box, image_shape).shape] += prod(count for _, count in blocks)
+    return sum(
+        count * operations(ensemble.packages[model].traced, (ensemble.input_channels, *read))
+        for (model, read), count in reads.items()
+    )
 
 
 def _needed(
-    job: SegmentationJob,
-    package: ModelPackage,
-    memory: StripMemory | None,
-    source: Source,
-    images: tuple[ImagePlan, ...],
-    shape: Shape,
-    read: Shape,
-    strip: int | None,
+    memory: PassMemory, source: Source, images: tuple[ImagePlan, ...], shape: Shape, read: Shape, strip: int | None
 ) -> int:
-    element_bytes = 2 if job.precision == "bfloat16" else 4
-    input_shape = (len(package.description.input_channels), *read)
     # Freed activations stay with the process, so that what comes before and after the network adds to it.
-    beside = prod(shape) * voxel_bytes(images) + prod(input_shape) * source.volume.dtype.itemsize
+    beside = prod(shape) * voxel_bytes(images) + memory.ensemble.input_channels * prod(read) * source.volume.dtype.itemsize
     beside += input_bytes(source, read)
-    if strip is None or memory is None:
-        return peak_bytes(package.traced, input_shape, element_bytes) + beside + _readout_bytes(images, prod(shape))
-    rows = min(2 * strip, shape[AXIS])  # the first part and the last may be longer than a strip
-    beside += _readout_bytes(images, prod(shape) // shape[AXIS] * rows)
-    return strip_bytes(memory, read, strip, element_bytes) + beside
+    return memory.network_bytes(shape, strip) + memory.readout_bytes(images, shape, strip) + beside
 
 
 def input_bytes(source: Source, read: Shape) -> int:
     """What reading a block ahead needs while another one computes, and the chunks that are kept for the blocks that follow."""
     return reading_bytes(source.volume, read) + cache_bytes(source.volume, read)
-
-
-def _readout_bytes(images: tuple[ImagePlan, ...], voxels: int) -> int:
-    """What making probabilities of the logits of so many voxels needs, in float32 and before they are stored."""
-    return sum(4 * READOUT[image.dtype] * (image.channels or 1) * voxels for image in images if image.kind == "probabilities")

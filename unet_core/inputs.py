@@ -95,7 +95,7 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
             f"model wants {wanted} channels ({', '.join(model.input_channels)}), image has {volume.channel_count}: {job.image}; {remedy}."
         )
     check_intensity_dtype(volume, job.cast)
-    _check_trained_dtype(volume, model)
+    check_trained_dtype(volume, model)
     keep = len(axes)
     source = Source(volume, axes)
     stated = _stated_voxel_size(job, volume)
@@ -108,7 +108,7 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     return Input(source, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
 
 
-def _check_trained_dtype(volume: Volume, model: ModelDescription) -> None:
+def check_trained_dtype(volume: Volume, model: ModelDescription) -> None:
     """Refuse another type of intensities than a fixed normalisation was made for: 16 bits look saturated to a model of 8."""
     trained = model.normalisation.dtype if model.normalisation.kind == "fixed" else None
     if trained is not None and volume.dtype != trained:

@@ -13,6 +13,7 @@ from unet_core.errors import JobError
 from unet_core.geometry import Box
 from unet_core.places import check_apart, check_location
 from unet_core.store import is_remote, local_path
+from unet_core.symmetries import SymmetrySet
 from unet_core.validation import first_problem
 
 Positive = Annotated[int, Field(ge=1)]
@@ -28,6 +29,17 @@ class SegmentationJob(BaseModel):
     image: str = Field(title="Image", description="Path or s3:// URL of a slide, TIFF, PNG, Zarr array or OME-Zarr image.")
     output: str = Field(title="Output", description="Where the OME-Zarr result goes; a new folder, or one to resume.")
     model: str = Field(title="Model", description="Folder or URL of a model package, or the name of a bundled model.")
+    further_models: tuple[str, ...] = Field(
+        (),
+        max_length=31,
+        title="Further models",
+        description="Of the same heads, classes and channels: the result is the mean of the probabilities of all models.",
+    )
+    symmetries: SymmetrySet = Field(
+        "none",
+        title="Symmetries",
+        description="Mean of the probabilities over the image turned in y and x: none, the 4 flips, or all 8 symmetries of the square.",
+    )
     trust_model: bool = Field(
         False, title="Trust model", description="Load TorchScript, which can carry code: only if you know where it comes from."
     )
@@ -91,6 +103,10 @@ class SegmentationJob(BaseModel):
         4.0, gt=0, le=1e6, allow_inf_nan=False, title="Memory (GiB)", description="That one worker may use for a block."
     )
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model, *self.further_models)
+
 
 def make_job(**fields: Any) -> SegmentationJob:
     """A job from plain values, with errors in one sentence.
@@ -116,12 +132,13 @@ def check_places(job: SegmentationJob) -> None:
     Raises:
         InputError: naming the option, its value and the reason.
     """
-    for option in ("image", "output", "model"):
-        check_location(option, getattr(job, option))
+    for option, place in (("image", job.image), ("output", job.output), *(("model", model) for model in job.models)):
+        check_location(option, place)
     check_apart(job.output, "image", job.image)
-    # What is no place is the name of a bundled model, or not found later.
-    if is_remote(job.model) or os.path.exists(local_path(job.model)):
-        check_apart(job.output, "model", job.model)
+    for model in job.models:
+        # What is no place is the name of a bundled model, or not found later.
+        if is_remote(model) or os.path.exists(local_path(model)):
+            check_apart(job.output, "model", model)
 
 
 def parse_box(text: str, shape: tuple[int, ...]) -> Box:

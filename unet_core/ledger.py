@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,6 +51,7 @@ class Request(_Record):
         plan: id of the plan.
         image: URL.
         model: URL.
+        further_models: likewise; written only if there are any.
         device: that workers use.
         trust_model: the user's word, for the run that wrote this, that the code in a model may run.
         roi: boxes in voxels of the level, as ((start), (stop)); None for everything.
@@ -59,9 +61,18 @@ class Request(_Record):
     plan: str
     image: str
     model: str
+    further_models: tuple[str, ...] = ()
     device: str
     trust_model: bool = False
     roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "further_models" or value}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model, *self.further_models)
 
     @property
     def id(self) -> str:

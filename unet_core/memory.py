@@ -41,7 +41,12 @@ def strip_bytes(memory: StripMemory, input_shape: Shape, strip: int, element_byt
     return _bytes(memory.peak(input_shape, strip), _STRIP_OVERHEAD, memory.parameters, element_bytes)
 
 
+def weight_bytes(parameters: int, element_bytes: int = 4) -> int:
+    """Bytes of the weights of a network that waits while another one runs, with what loading it leaves behind."""
+    return parameters * (element_bytes + _LEFTOVER)
+
+
 def _bytes(live: int, overhead: float, parameters: int, element_bytes: int) -> int:
     """Of a process with the network: of so many live elements, or of loading its float32 weights, which leaves its memory behind."""
-    running = int(live * element_bytes * overhead) + parameters * (element_bytes + _LEFTOVER)
+    running = int(live * element_bytes * overhead) + weight_bytes(parameters, element_bytes)
     return max(running, _LOADING_COPIES * 4 * parameters) + _FIXED_BYTES

@@ -2,6 +2,7 @@
 
 ROOT            probabilities if kept, else the class map shown as image
 ROOT/labels/..  label images: classes, or one per region
+ROOT/heads/..   values of the model's other heads, if probabilities are kept
 """
 
 from __future__ import annotations
@@ -14,38 +15,55 @@ from numpy.typing import NDArray
 
 from unet_core import shards
 from unet_core.geometry import BlockGrid, Box, Shape
-from unet_core.plan import ImagePlan, LabelName, Plan
+from unet_core.model_heads import Head
+from unet_core.plan import HeadPlan, ImagePlan, LabelName, Plan
 from unet_core.store import Store
 
 
-def images_of(kind: str, classes: tuple[LabelName, ...], probabilities: str) -> tuple[ImagePlan, ...]:
+def images_of(
+    kind: str, classes: tuple[LabelName, ...], probabilities: str, others: tuple[Head, ...] = ()
+) -> tuple[ImagePlan, ...]:
     """The images that an output holds.
 
     Args:
-        kind: of the head: ``classes`` or ``regions``.
+        kind: of the head that gives the labels: ``classes`` or ``regions``.
         classes: of the model.
         probabilities: "none", "uint8" or "float32".
+        others: the model's other heads, kept where probabilities are; distances, which may be negative, always as float32.
     """
+    heads: tuple[ImagePlan, ...] = ()
     if probabilities != "none":
+        heads = tuple(
+            ImagePlan(
+                path=f"heads/{folder}",
+                kind="head",
+                channels=len(head.channels),
+                dtype="float32" if head.kind == "distance" else probabilities,
+                head=HeadPlan(name=head.name, kind=head.kind, offsets=head.offsets, scale=head.scale),
+            )
+            for folder, head in zip(
+                _folder_names([(head.name, number) for number, head in enumerate(others, 1)]), others, strict=True
+            )
+        )
         root = ImagePlan(path="", kind="probabilities", channels=len(classes), dtype=probabilities)
     else:
         root = ImagePlan(path="", kind="map", channels=None if kind == "classes" else len(classes), dtype="uint8")
     if kind == "classes":
-        return root, ImagePlan(path="labels/classes", kind="labels", channels=None, dtype="uint8")
+        return root, ImagePlan(path="labels/classes", kind="labels", channels=None, dtype="uint8"), *heads
     regions = (
         ImagePlan(path=f"labels/{folder}", kind="labels", channels=None, dtype="uint8", label_value=entry.value)
-        for folder, entry in zip(_folder_names(classes), classes, strict=True)
+        for folder, entry in zip(_folder_names([(entry.name, entry.value) for entry in classes]), classes, strict=True)
     )
-    return root, *regions
+    return root, *regions, *heads
 
 
-def _folder_names(classes: tuple[LabelName, ...]) -> list[str]:
-    """A folder for each class, named like it in letters that every system has; the label value tells equal ones apart."""
+def _folder_names(named: list[tuple[str, int]]) -> list[str]:
+    """A folder for each class or head, named like it in letters that every system has; its number (the label value) tells equal ones apart."""
     names: list[str] = []
-    for entry in classes:
-        name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in entry.name)
+    for own, number in named:
+        name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in own)
         while name.lower() in (earlier.lower() for earlier in names):  # some disks do not tell A from a
-            name = f"{name}-{entry.value}"
+            name = f"{name}-{number}"
         names.append(name)
     return names
 
@@ -98,6 +116,8 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
     documents: dict[str, bytes] = {}
     label_names = [image.path.removeprefix("labels/") for image in plan.images if image.kind == "labels"]
     documents |= _group(plan, "labels", {"labels": label_names})
+    if any(image.head for image in plan.images):
+        documents |= _group(plan, "heads", {})
     for image in plan.images:
         for level in range(len(plan.levels)):
             for key, data in shards.metadata(_layout(plan, image, level)).items():
@@ -106,7 +126,9 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
         if image.kind == "labels":
             attributes["image-label"] = _image_label(plan, image)
         else:
-            attributes["omero"] = {"channels": _display_channels(plan, image)}
+            attributes["omero"] = {
+                "channels": _head_channels(image, image.head) if image.head else _display_channels(plan, image)
+            }
         documents |= _group(plan, image.path, attributes)
     return documents
 
@@ -175,3 +197,12 @@ def _display_channels(plan: Plan, image: ImagePlan) -> list[dict[str, Any]]:
         {"label": entry.name, "color": entry.color[1:].upper(), "window": window, "active": entry.value != 0}
         for entry in plan.model.classes
     ]
+
+
+def _head_channels(image: ImagePlan, head: HeadPlan) -> list[dict[str, Any]]:
+    low = -1.0 if head.kind == "distance" else 0.0
+    end = 255.0 if image.dtype == "uint8" else 1.0
+    window = {"min": low, "max": end, "start": low, "end": end}
+    labels = [f"{head.name} {','.join(map(str, offset))}" for offset in head.offsets or ()]
+    labels = labels or [f"{head.name} {number}" for number in range(image.channels or 0)]
+    return [{"label": label, "color": "FFFFFF", "window": window, "active": number == 0} for number, label in enumerate(labels)]

@@ -7,12 +7,20 @@ import json
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from unet_core.errors import GridError
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.normalisation import Normalisation
+from unet_core.symmetries import SYMMETRIES, SymmetrySet
 
 SCHEMA = 1
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -67,7 +75,7 @@ class ModelPlan(_Record):
 
 
 class FootprintPlan(_Record):
-    """Margin and alignment of the network, in voxels."""
+    """Margin and alignment of the network, in voxels; the largest and the common ones of several networks and symmetries."""
 
     before: Counts
     after: Counts
@@ -83,22 +91,38 @@ class LevelPlan(_Record):
     factor: Sizes
 
 
+class HeadPlan(_Record):
+    """A head of the model, beside that of the labels, whose values the output keeps."""
+
+    name: str
+    kind: Literal["classes", "regions", "affinities", "distance"]
+    offsets: tuple[tuple[int, ...], ...] | None
+    scale: float | None
+
+
 class ImagePlan(_Record):
     """One multiscale image of the output.
 
     Args:
         path: of its group in the output; "" is the root.
-        kind: ``probabilities`` (channels are classes), ``map`` (label values spread over 0..255, shown as image), or ``labels``.
+        kind: ``probabilities`` (channels are classes), ``map`` (label values spread over 0..255, shown as image), ``labels``, or ``head``
+            (values of another head; distances as the network gives them, all others as probabilities).
         channels: number of channels, or None without a channel axis.
         dtype: of the stored voxels.
         label_value: for a labels image of a single region, its value; else None.
+        head: of an image of that kind; None for all others, whose JSON leaves it out.
     """
 
     path: str
-    kind: Literal["probabilities", "map", "labels"]
+    kind: Literal["probabilities", "map", "labels", "head"]
     channels: int | None = Field(ge=1)
     dtype: str = Field(pattern="^(uint8|float32)$")
     label_value: int | None = None
+    head: HeadPlan | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "head" or value is not None}
 
     @field_validator("path")
     @classmethod
@@ -134,12 +158,16 @@ class Plan(_Record):
         tile_shape: of the boxes that such a network runs in, a grid from the image's origin; blocks are whole numbers of
             them. None for exact plans, whose JSON leaves it out.
         strip: rows of the first axis that the network is fed at a time; None for whole boxes, and left out of the JSON then.
+        further_models: whose probabilities are averaged with those of ``model``; left out of the JSON if there are none.
+        symmetries: that probabilities are averaged over; left out of the JSON if it is "none".
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
     numerics: int = NUMERICS
     input: InputPlan
     model: ModelPlan
+    further_models: tuple[ModelPlan, ...] = ()
+    symmetries: SymmetrySet = "none"
     footprint: FootprintPlan
     precision: Precision
     threads: int
@@ -172,6 +200,11 @@ class Plan(_Record):
                 raise _unfit(f"a shape of {larger} should be a whole number of {what} of {smaller}")
         if not any(image.kind == "labels" for image in self.images):
             raise _unfit("images should hold labels")
+        if any((image.kind == "head") != (image.head is not None) for image in self.images):
+            raise _unfit("images of kind head, and no others, should name one")
+        for other in self.further_models:
+            if (other.head, other.kind, other.classes) != (self.model.head, self.model.kind, self.model.classes):
+                raise _unfit(f"models {self.model.name} and {other.name} should have the same head and classes")
         return self
 
     @cached_property
@@ -181,7 +214,17 @@ class Plan(_Record):
     def canonical(self) -> bytes:
         """The plan as stored."""
         without = {name for name in ("tile_shape", "strip") if getattr(self, name) is None}
+        without |= {name for name in ("further_models", "symmetries") if getattr(self, name) in ((), "none")}
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
+
+    @property
+    def models(self) -> tuple[ModelPlan, ...]:
+        return (self.model, *self.further_models)
+
+    @property
+    def pass_count(self) -> int:
+        """How often a network sees each voxel: once for each model and symmetry."""
+        return len(self.models) * len(SYMMETRIES[self.symmetries])
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -227,7 +270,8 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any]
     """Name and both values of the first field in which two JSON values differ, or None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(
-            old.keys() | new.keys(), key=lambda key: (key not in ("input", "model", "tile_shape"), key)
+            old.keys() | new.keys(),
+            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "tile_shape"), key),
         ):  # what explains the rest first
             found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
             if found:
@@ -251,37 +295,3 @@ def pyramid(shape: Shape, voxel_size: tuple[float, ...] | None) -> tuple[LevelPl
         spacing = [step * more for step, more in zip(spacing, factor, strict=True)]
         levels.append(LevelPlan(shape=tuple(-(-size // more) for size, more in zip(current, factor, strict=True)), factor=factor))
     return tuple(levels)
-
-
-def chunk_shape_for(block_shape: Shape) -> Shape:
-    """The largest chunk that divides a block and is no longer than 256 voxels in 2D, 64 in 3D."""
-    limit = 256 if len(block_shape) == 2 else 64
-    return tuple(max(size for size in range(1, min(limit, block) + 1) if block % size == 0) for block in block_shape)
-
-
-def check_block_shape(block_shape: Shape, stride: Shape, what: str = "Block", of: str = "the network's stride") -> None:
-    """Refuse a shape that does not keep pooling windows, or tiles, on one grid.
-
-    Args:
-        block_shape: what the user asked.
-        stride: of which it is to be a multiple.
-        what: the shape is of, for the message.
-        of: what the stride is, for the message.
-
-    Raises:
-        GridError: with the nearest sizes that do.
-    """
-    if len(block_shape) != len(stride):
-        raise GridError(
-            f"{what} shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis."
-        )
-    for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
-        if size % step:
-            lower = size // step * step
-            nearest = f"{lower} or {lower + step}" if lower else f"{step}"
-            raise GridError(f"{what} axis {name}: {size} voxels is not a multiple of {of} {step}; use {nearest}.")
-
-
-def fit_block_shape(block_shape: Shape, image_shape: Shape, stride: Shape) -> Shape:
-    """A block shape cut down to the image, in whole strides."""
-    return tuple(min(block, -(-size // step) * step) for block, size, step in zip(block_shape, image_shape, stride, strict=True))

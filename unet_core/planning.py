@@ -7,15 +7,18 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
+from unet_core.block_shapes import chunk_shape_for, fit_block_shape
 from unet_core.blocks import BLOCK_SIZES, choose_blocks, input_bytes, voxel_bytes
-from unet_core.errors import FootprintError, JobError, VolumeError
+from unet_core.ensemble import Ensemble, check_alike
+from unet_core.errors import VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
 from unet_core.memory import GIB
-from unet_core.model_package import ModelPackage, load_model, model_url
-from unet_core.operations import Trace
+from unet_core.model_package import load_model, model_url
+from unet_core.pass_memory import PassMemory
+from unet_core.passes import around, read_box_of
 from unet_core.places import check_size
 from unet_core.plan import (
     FootprintPlan,
@@ -24,12 +27,10 @@ from unet_core.plan import (
     LabelName,
     ModelPlan,
     Plan,
-    chunk_shape_for,
-    fit_block_shape,
     pyramid,
 )
+from unet_core.planning_checks import check_approximate, check_symmetries, labels_of
 from unet_core.predict import check_precision, resolve_device
-from unet_core.rules import refusal
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
 
@@ -59,6 +60,7 @@ class Planned:
             "image": f"{self.request.image}, level {plan.input.level}, {plan.input.axes} {plan.input.shape} {plan.input.dtype}",
             "voxel_size": f"{plan.scale} {plan.unit}" if plan.unit else "unknown",
             "model": f"{plan.model.name}, {plan.model.kind}: {', '.join(entry.name for entry in plan.model.classes)}",
+            **_averaging(plan),
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
             + (" (a region of them)" if self.request.roi else ""),
             "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
@@ -89,27 +91,43 @@ def resolve(job: SegmentationJob) -> Planned:
     check_places(job)  # a job may come from anywhere, also from a form in a browser
     device = resolve_device(job.device)
     check_precision(job.precision, device)
-    package = load_model(job.model, job.trust_model)
-    _check_approximate(job, package)
-    opened = inputs.open_input(job, package.description, package.dims)
+    ensemble = Ensemble(tuple(load_model(model, job.trust_model) for model in job.models), job.symmetries)
+    check_alike(ensemble.packages)
+    description = ensemble.description
+    head, kind = labels_of(ensemble)
+    check_approximate(job, ensemble)
+    opened = inputs.open_input(job, description, ensemble.dims)
+    check_symmetries(job, description, opened.voxel_size)
     source, volume = opened.source, opened.source.volume
+    for package in ensemble.packages[1:]:
+        inputs.check_trained_dtype(volume, package.description)
     shape = source.spatial_shape
-    description, head = package.description, package.description.heads[0]
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
-    kind: Literal["classes", "regions"] = "regions" if head.kind == "regions" else "classes"
-    images = output.images_of(kind, classes, job.probabilities)
+    images = output.images_of(kind, classes, job.probabilities, description.other_heads)
     tile_shape: Shape | None = None
     strip: int | None = None
-    if package.whole_box:
-        most = output.images_of(kind, classes, "float32")
-        block_shape, tile_shape, memory = _whole_tiles(job, package, source, images, most)
+    if ensemble.whole_box:
+        most = output.images_of(kind, classes, "float32", description.other_heads)
+        block_shape, tile_shape, memory = _whole_tiles(job, ensemble, source, images, most)
     else:
-        block_shape, strip, memory = choose_blocks(job, package, source, images, device)
+        block_shape, strip, memory = choose_blocks(job, ensemble, source, images, device)
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
-    read = [_read_region(package, block_shape, tile_shape, box, shape) for box in regions]
+    read = [_read_region(ensemble, block_shape, tile_shape, box, shape) for box in regions]
     absent = _check_readable(source, read, job)
+    models = tuple(
+        ModelPlan(
+            name=package.description.name,
+            sha256=package.sha256,
+            head=head.name,
+            kind=kind,
+            classes=classes,
+            normalisation=sampling.resolve_normalisation(package.description.normalisation, source),
+        )
+        for package in ensemble.packages
+    )
+    before, after = ensemble.margin
     plan = Plan(
         input=InputPlan(
             level=volume.level,
@@ -122,24 +140,19 @@ def resolve(job: SegmentationJob) -> Planned:
             missing=job.missing,
             fingerprint=volume.fingerprint(),
         ),
-        model=ModelPlan(
-            name=description.name,
-            sha256=package.sha256,
-            head=head.name,
-            kind=kind,
-            classes=classes,
-            normalisation=sampling.resolve_normalisation(description.normalisation, source),
-        ),
+        model=models[0],
+        further_models=models[1:],
+        symmetries=job.symmetries,
         footprint=FootprintPlan(
-            before=package.footprint.before,
-            after=package.footprint.after,
-            stride=package.footprint.stride,
-            skip=package.footprint.skip,
-            read_shape=package.footprint.read_box(Box.from_shape(tile_shape or block_shape)).shape,
+            before=before,
+            after=after,
+            stride=ensemble.stride,
+            skip=ensemble.skip,
+            read_shape=read_box_of(ensemble.passes, Box.from_shape(tile_shape or block_shape), shape).shape,
         ),
         precision=job.precision,
         threads=job.threads,
-        exact=_exactness(package),
+        exact=_exactness(ensemble),
         ngff=job.ngff,
         block_shape=block_shape,
         tile_shape=tile_shape,
@@ -156,11 +169,12 @@ def resolve(job: SegmentationJob) -> Planned:
         plan=plan.id,
         image=absolute(job.image),
         model=absolute(model_url(job.model)),
+        further_models=tuple(absolute(model_url(model)) for model in job.further_models),
         device=device,
         trust_model=job.trust_model,
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
     )
-    warnings = [package.network.why_unproven] if isinstance(package.network, OpaqueNetwork) else []
+    warnings = [package.network.why_unproven for package in ensemble.packages if isinstance(package.network, OpaqueNetwork)]
     amplification = prod(plan.footprint.read_shape) / prod(plan.pass_shape)
     if amplification > MAX_AMPLIFICATION:
         part = "tile" if tile_shape else "block"
@@ -168,39 +182,37 @@ def resolve(job: SegmentationJob) -> Planned:
             f"A {part} of {plan.pass_shape} voxels reads {plan.footprint.read_shape}, {amplification:.1f} times what it writes; larger "
             f"{part}s (--{part}-shape, --memory-gib) compute less twice."
         )
-    warnings += _exactness_warnings(job, package, tile_shape)
+    warnings += _exactness_warnings(job, ensemble, tile_shape)
     if absent:
         warnings.append(
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
         )
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
-    return Planned(plan, request, memory, tuple(warnings), package.whole_box)
+    return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box)
 
 
-def _check_approximate(job: SegmentationJob, package: ModelPackage) -> None:
-    """Refuse a model that is not exact unless the job allows it, and tiles where there are none."""
-    if package.whole_box and not job.approximate:
-        raise FootprintError(f"Model '{package.description.name}': {refusal(package.whole_box)}")
-    if job.tile_shape is not None and not job.approximate:
-        raise JobError(f"--tile-shape is {job.tile_shape}, but only --approximate runs in tiles; use --block-shape, or both.")
-    if package.whole_box and job.strip:
-        raise JobError(f"--strip is {job.strip}, but layers of the model look at whole tiles; leave it out, or use --strip 0.")
-    if job.approximate and isinstance(package.network, OpaqueNetwork):
-        raise JobError(
-            f"Model '{package.description.name}' is TorchScript, whose layers are not read: whether any looks at the whole box is not known, "
-            "so it cannot run in tiles; leave out --approximate."
-        )
+def _averaging(plan: Plan) -> dict[str, str]:
+    """What is averaged, if anything is: what a voxel costs grows with the passes."""
+    if plan.pass_count == 1:
+        return {}
+    count = len(plan.models)
+    models = (
+        f"{count} models ({', '.join(f'{model.name} {model.sha256[:12]}' for model in plan.models)})" if count > 1 else "1 model"
+    )
+    symmetries = f", {plan.pass_count // count} symmetries of the square ({plan.symmetries})" if plan.symmetries != "none" else ""
+    return {"averaging": f"mean probability of {plan.pass_count} passes: {models}{symmetries}"}
 
 
-def _exactness(package: ModelPackage) -> bool | Literal["unproven"]:
-    return "unproven" if isinstance(package.network, OpaqueNetwork) else not package.whole_box
+def _exactness(ensemble: Ensemble) -> bool | Literal["unproven"]:
+    opaque = any(isinstance(package.network, OpaqueNetwork) for package in ensemble.packages)
+    return False if ensemble.whole_box else "unproven" if opaque else True
 
 
-def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape: Shape | None) -> list[str]:
-    name, layers = package.description.name, package.whole_box
+def _exactness_warnings(job: SegmentationJob, ensemble: Ensemble, tile_shape: Shape | None) -> list[str]:
+    names, layers = " and ".join(package.description.name for package in ensemble.packages), ensemble.whole_box
     if tile_shape is None:
-        return [f"Model '{name}' is exact without --approximate, and runs so; there are no tiles."] if job.approximate else []
+        return [f"Model '{names}' is exact without --approximate, and runs so; there are no tiles."] if job.approximate else []
     listed = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
     return [
         f"Layers {listed} look at a whole tile of {tile_shape} voxels and its margin, so the result depends on the tiles (not on blocks "
@@ -209,7 +221,7 @@ def _exactness_warnings(job: SegmentationJob, package: ModelPackage, tile_shape:
 
 
 def _whole_tiles(
-    job: SegmentationJob, package: ModelPackage, source: inputs.Source, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
+    job: SegmentationJob, ensemble: Ensemble, source: inputs.Source, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
 ) -> tuple[Shape, Shape, int]:
     """Block shape and tile shape, and the bytes that one tile, the finished block around it and the blocks beside it need.
 
@@ -217,46 +229,36 @@ def _whole_tiles(
         images: that the job keeps.
         most: that any job of this model would keep.
     """
+    dims, stride, shape, passes = ensemble.dims, ensemble.stride, source.spatial_shape, ensemble.passes
     # Tiles decide the result, and are chosen by what blocks of the usual size read, whatever size the job asks for.
-    usual = fit_block_shape((BLOCK_SIZES[package.dims][0],) * package.dims, source.spatial_shape, package.footprint.stride)
-    kept = input_bytes(source, package.footprint.read_box(Box.from_shape(usual)).shape)
+    usual = fit_block_shape((BLOCK_SIZES[dims][0],) * dims, shape, stride)
+    kept = input_bytes(source, read_box_of(passes, Box.from_shape(usual), shape).shape)
     allowance = int(job.memory_gib * GIB) - kept
-    traced = package.traced
-    assert isinstance(traced, Trace)  # what is opaque names no layers
-    element_bytes = 2 if job.precision == "bfloat16" else 4
-    tile_shape, needed = choose_tile_shape(
-        job.tile_shape,
-        traced,
-        package.footprint,
-        source.spatial_shape,
-        len(package.description.input_channels),
-        element_bytes,
-        voxel_bytes(most),
-        allowance,
-    )
+    memory = PassMemory(ensemble, shape, job.precision)
+
+    def network_bytes(tile: Shape) -> int:
+        averaging = memory.readout_bytes(most, tile, None) if len(passes) > 1 else 0
+        return memory.network_bytes(tile, None) + averaging
+
+    tile_shape, needed = choose_tile_shape(job.tile_shape, stride, shape, network_bytes, voxel_bytes(most), allowance)
     block_shape, finished = choose_block_shape(
-        job.block_shape,
-        BLOCK_SIZES[package.dims],
-        tile_shape,
-        package.footprint.stride,
-        source.spatial_shape,
-        voxel_bytes(images),
-        allowance - needed,
+        job.block_shape, BLOCK_SIZES[dims], tile_shape, stride, shape, voxel_bytes(images), allowance - needed
     )
-    kept = max(kept, input_bytes(source, package.footprint.read_box(Box.from_shape(block_shape)).shape))
+    kept = max(kept, input_bytes(source, read_box_of(passes, Box.from_shape(block_shape), shape).shape))
     return block_shape, tile_shape, kept + needed + finished
 
 
-def _read_region(package: ModelPackage, block_shape: Shape, tile_shape: Shape | None, wanted: Box, image_shape: Shape) -> Box:
+def _read_region(ensemble: Ensemble, block_shape: Shape, tile_shape: Shape | None, wanted: Box, image_shape: Shape) -> Box:
     """What the blocks that touch ``wanted`` read together; hangs over the image at its edges."""
     blocks, whole = wanted.scale_down(block_shape).scale_up(block_shape), Box.from_shape(image_shape)
+    if tile_shape is not None:  # tiles are read whole
+        blocks = blocks.intersect(whole).scale_down(tile_shape).scale_up(tile_shape)
+    step = tile_shape or block_shape
+    last = Box(tuple(stop - size for stop, size in zip(blocks.stop, step, strict=True)), blocks.stop)
+    ends = [Box.from_shape(step, blocks.start), last]
     if tile_shape is None:
-        last = Box(tuple(stop - size for stop, size in zip(blocks.stop, block_shape, strict=True)), blocks.stop).intersect(whole)
-    else:  # tiles are read whole
-        stops = blocks.intersect(whole).scale_down(tile_shape).scale_up(tile_shape).stop
-        last = Box(tuple(stop - size for stop, size in zip(stops, tile_shape, strict=True)), stops)
-    read = package.footprint.read_box(last)
-    return Box(tuple(first - before for first, before in zip(blocks.start, package.footprint.before, strict=True)), read.stop)
+        ends = [box.intersect(whole) for box in ends]
+    return around(tuple(read_box_of(ensemble.passes, box, image_shape) for box in ends))
 
 
 def _check_readable(source: inputs.Source, regions: list[Box], job: SegmentationJob) -> tuple[str, ...]:

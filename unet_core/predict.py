@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,31 +263,6 @@ def load_predictor(
         use_onednn(graph)
     ahead = 0 if device == "cpu" else 1
     return Predictor(graph.eval(), device, _PRECISIONS[precision], package.dims, threads, traced, normalisation, ahead)
-
-
-@torch.inference_mode()
-def labels_of(logits: Tensor, values: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Label of the greatest logit of each voxel (the first among equals), of shape (*spatial)."""
-    table = torch.tensor(values, dtype=torch.uint8, device=logits.device)
-    labels: NDArray[np.uint8] = table[logits.argmax(dim=0)].cpu().numpy()
-    return labels
-
-
-@torch.inference_mode()
-def regions_of(logits: Tensor) -> NDArray[np.bool_]:
-    """Where each region's probability is above one half, of shape (K, *spatial)."""
-    inside: NDArray[np.bool_] = (logits > 0).cpu().numpy()
-    return inside
-
-
-@torch.inference_mode()
-def probabilities_of(logits: Tensor, kind: Literal["classes", "regions"], dtype: str) -> NDArray[Any]:
-    """Probabilities (K, *spatial): float32, or uint8 as round(255 p), which is off by at most 1/510."""
-    probabilities = logits.softmax(dim=0) if kind == "classes" else logits.sigmoid()
-    if dtype == "uint8":
-        probabilities = (probabilities * 255).round().to(torch.uint8)
-    result: NDArray[Any] = probabilities.cpu().numpy()
-    return result
 
 
 def crop_to(logits: Tensor, shape: Shape, skip: Shape) -> Tensor:

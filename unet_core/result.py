@@ -20,6 +20,7 @@ class Status:
 
     Args:
         state: ``complete``, or ``unfinished``.
+        model: name; of several models, their names with commas.
         stages: name to (units done, units wanted).
     """
 
@@ -38,11 +39,12 @@ def read_status(output_url: str) -> Status:
     check_location("output", output_url)
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
+    names = ", ".join(model.name for model in plan.models)
     stages = {}
     for stage in plan.stages:
         wanted = len(list(wanted_units(plan, request, stage)))
         stages[stage.name] = (len(wanted_records(store, plan, request, stage)), wanted)
-    return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, plan.model.name, stages)
+    return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, names, stages)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class RunSummary:
         area_um: area or volume by class name; None where the voxel size is unknown.
         area_unit: of these, um^2 or um^3.
         failures: one sentence for each failed unit.
+        models: names.
+        passes: that were averaged; one for each model and symmetry.
         warnings: what the user should know about the result.
         hardware: classes that computed it.
         seams: score by axis, of complete results that are not exact.
@@ -75,6 +77,8 @@ class RunSummary:
     label_voxels: dict[str, int]
     area_um: dict[str, float] | None
     area_unit: str
+    models: list[str] = field(default_factory=list)
+    passes: int = 1
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)
@@ -177,6 +181,8 @@ def finish(
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
+        models=[model.name for model in plan.models],
+        passes=plan.pass_count,
         failures=failures,
         warnings=[*planned.warnings, *_mixed(segmented), *unmeasured],
         hardware=sorted({record.hardware for record in segmented}),

@@ -9,14 +9,12 @@ regions of interest or workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from unet_core.block_shapes import check_block_shape, fit_block_shape
 from unet_core.errors import GridError, JobError, MemoryBudgetError
-from unet_core.footprint import Footprint
 from unet_core.geometry import BlockGrid, Box, Shape
-from unet_core.memory import GIB, peak_bytes
-from unet_core.operations import Trace
-from unet_core.plan import check_block_shape, fit_block_shape
+from unet_core.memory import GIB
 
 TILE_SIZES = {2: (512, 384, 256, 128), 3: (64, 48, 32)}  # tried in this order until one fits the memory
 
@@ -30,11 +28,9 @@ def tiles_of(block: Box, tile_shape: Shape) -> Iterator[Box]:
 
 def choose_tile_shape(
     stated: Shape | None,
-    traced: Trace,
-    geometry: Footprint,
+    stride: Shape,
     image_shape: Shape,
-    channels: int,
-    element_bytes: int,
+    network_bytes: Callable[[Shape], int],
     voxel_bytes: int,
     allowed_bytes: int,
 ) -> tuple[Shape, int]:
@@ -42,37 +38,33 @@ def choose_tile_shape(
 
     Args:
         stated: what the user asked, None for the usual ones.
-        traced: the network.
-        geometry: its footprint.
+        stride: of the networks.
         image_shape: in voxels.
-        channels: of the image.
-        element_bytes: of one number of the network's arithmetic.
+        network_bytes: that the passes over a tile of a shape need.
         voxel_bytes: of a finished tile, for each voxel; at most, whatever the job keeps, so that keeping probabilities does not
             change the tiles and with them the labels.
         allowed_bytes: that one forward pass and the finished tile may need.
 
     Returns:
-        The shape, and the bytes that one forward pass needs.
+        The shape, and the bytes that its passes need.
 
     Raises:
         GridError: if the one asked for is not a multiple of the network's stride.
         MemoryBudgetError: if none fits, with both numbers.
     """
-    stride = geometry.stride
     if stated is not None:
         check_block_shape(stated, stride, "Tile")
         candidates = [stated]
     else:
-        candidates = [tuple(-(-size // step) * step for step in stride) for size in TILE_SIZES[geometry.dims]]
+        candidates = [tuple(-(-size // step) * step for step in stride) for size in TILE_SIZES[len(stride)]]
     for candidate in candidates:
         tile = fit_block_shape(candidate, image_shape, stride)
-        read = geometry.read_box(Box.from_shape(tile)).shape
-        needed = peak_bytes(traced, (channels, *read), element_bytes)
+        needed = network_bytes(tile)
         finished = Box.from_shape(tile).voxel_count * voxel_bytes
         if needed + finished <= allowed_bytes:
             return tile, needed
     raise MemoryBudgetError(
-        f"A tile of {tile} voxels (reading {read}) needs {(needed + finished) / GIB:.2f} GiB, the worker may use {allowed_bytes / GIB:.2f} GiB; "
+        f"A tile of {tile} voxels needs {(needed + finished) / GIB:.2f} GiB, the worker may use {allowed_bytes / GIB:.2f} GiB; "
         "use a smaller --tile-shape, or allow more with --memory-gib."
     )
 

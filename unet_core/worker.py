@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 import unet_core
 from unet_core import inputs, ledger, output
+from unet_core.averaging import Seen, logits_of, mean_of, slabs
 from unet_core.downsampling import downsample, label_counts
+from unet_core.ensemble import Ensemble
 from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
-from unet_core.footprint import Footprint
-from unet_core.geometry import Box
+from unet_core.geometry import Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
+from unet_core.passes import Pass, read_box_of
 from unet_core.plan import Plan
-from unet_core.predict import Predictor, crop_to, hardware_class, load_predictor
-from unet_core.readout import readout
+from unet_core.predict import Predictor, hardware_class, load_predictor
+from unet_core.readout import activations, readout, readout_means
 from unet_core.resume import is_wanted
 from unet_core.store import Store, open_store
 from unet_core.tiles import tiles_of
@@ -39,15 +41,26 @@ _UNITS = BoundedSemaphore(2)  # in threads of a cluster, however many it has: th
 
 @dataclass(frozen=True)
 class Worker:
-    """What a process needs to work on units of one output: opened once, used for many."""
+    """What a process needs to work on units of one output: opened once, used for many.
+
+    Args:
+        passes: over each block, all from one read.
+        predictors: one for each model.
+        channels: of the network, by name of the head; the same for all models.
+    """
 
     store: Store
     plan: Plan
     request: Request
     source: inputs.Source
     chunks: ChunkCache
-    footprint: Footprint
-    predictor: Predictor
+    passes: tuple[Pass, ...]
+    predictors: tuple[Predictor, ...]
+    channels: Mapping[str, Shape]
+
+    def read_box(self, box: Box) -> Box:
+        """What all passes read for a block or tile."""
+        return read_box_of(self.passes, box, self.source.spatial_shape)
 
 
 def open_worker(output_url: str, request_key: str) -> Worker:
@@ -68,14 +81,17 @@ def _opened(output_url: str, request_key: str) -> Worker:
         raise ResumeError(
             f"Output {output_url} now has request {request.key}, this worker was sent for {request_key}; another run took over."
         )
-    package = load_model(request.model, request.trust_model, plan.model.sha256)
+    planned = tuple(zip(request.models, plan.models, strict=True))
+    ensemble = Ensemble(tuple(load_model(url, request.trust_model, model.sha256) for url, model in planned), plan.symmetries)
     source = inputs.reopen(request.image, plan)
-    predictor = load_predictor(
-        package, request.device, plan.precision, plan.threads, plan.model.normalisation, keep_package=False
+    predictors = tuple(
+        load_predictor(package, request.device, plan.precision, plan.threads, model.normalisation, keep_package=False)
+        for package, model in zip(ensemble.packages, plan.models, strict=True)
     )
-    read_shape = package.footprint.read_box(Box.from_shape(plan.block_shape)).shape
+    read_shape = read_box_of(ensemble.passes, Box.from_shape(plan.block_shape), source.spatial_shape).shape
     chunks = ChunkCache(source.volume, cache_bytes(source.volume, read_shape))
-    return Worker(store, plan, request, source, chunks, package.footprint, predictor)
+    channels = {head.name: head.channels for head in ensemble.description.heads}
+    return Worker(store, plan, request, source, chunks, ensemble.passes, predictors, channels)
 
 
 def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> Record:
@@ -116,7 +132,7 @@ class Unit:
         with self._named_errors():
             self.clock.start()
             if self.stage.level == 0 and self.worker.plan.tile_shape is None:
-                self.image = _read(self, self.worker.footprint.read_box(self.stage.grid.block(self.index)))
+                self.image = _read(self, self.worker.read_box(self.stage.grid.block(self.index)))
 
     def compute(self) -> None:
         """From the input to the values that are stored, on the device; waits for it."""
@@ -155,47 +171,48 @@ def predict_block(unit: Unit) -> list[NDArray[Any]]:
     values: list[NDArray[Any]] = [
         np.empty((*((image.channels,) if image.channels else ()), *write.shape), dtype=image.dtype) for image in plan.images
     ]
-    for place, logits in _parts(unit, write):
+    for place, parts in _parts(unit, write):
         inside: tuple[Any, ...] = place.shift(tuple(-first for first in write.start)).slices()
-        with unit.worker.predictor.planned_threads():
-            parts = readout(plan, logits)
         for whole, part in zip(values, parts, strict=True):
             whole[(Ellipsis, *inside)] = part
         unit.clock.stop("predict")
     return values
 
 
-def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, torch.Tensor]]:
-    """The logits of a block in parts, each with its place."""
-    worker, plan, skip = unit.worker, unit.worker.plan, unit.worker.footprint.skip
-    if plan.tile_shape is not None:
-        # Every tile is read and predicted whole, also where it hangs over the end of the image, so that its logits depend on its
-        # position alone, to the last bit.
-        for tile in tiles_of(write, plan.tile_shape):
-            image = _read(unit, worker.footprint.read_box(tile))
-            kept = tile.intersect(write)
-            try:
-                logits = worker.predictor.logits(image)
-            except BlockError as error:
-                raise BlockError(f"tile {tile}: {error}") from error
-            yield kept, crop_to(logits, kept.shape, skip)
+def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
+    """The values of a block in parts, each with its place."""
+    worker, plan, shape = unit.worker, unit.worker.plan, unit.worker.source.spatial_shape
+    if plan.tile_shape is None:
+        # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
+        # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
+        assert unit.image is not None
+        yield from _seen_parts(worker, Seen(unit.image, worker.read_box(write), write, write, shape))
         return
-    # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
-    # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
-    assert unit.image is not None
-    image = unit.image
-    if plan.strip is None:
-        yield write, crop_to(worker.predictor.logits(image), write.shape, skip)
+    # Every tile is read and predicted whole, also where it hangs over the end of the image, so that its logits depend on its
+    # position alone, to the last bit.
+    for tile in tiles_of(write, plan.tile_shape):
+        read = worker.read_box(tile)
+        try:
+            yield from _seen_parts(worker, Seen(_read(unit, read), read, tile, tile.intersect(write), shape))
+        except BlockError as error:
+            raise BlockError(f"tile {tile}: {error}") from error
+
+
+def _seen_parts(worker: Worker, seen: Seen) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
+    """The same of a block or a tile that was read: of the logits of one pass as they come, or of the mean of several."""
+    plan = worker.plan
+    if len(worker.passes) == 1:
+        for place, logits in logits_of(worker.passes[0], worker.predictors[0], seen, plan.strip):
+            with worker.predictors[0].planned_threads():
+                parts = readout(plan, worker.channels, logits)
+            yield place, parts
         return
-    length, first = image.shape[1], write.start[0]
-    starts = range(0, length, plan.strip)
-    strips = (image[:, start : start + plan.strip] for start in starts)
-    for logits in worker.predictor.streamed(strips, length):
-        end = min(first + logits.shape[1], write.stop[0])
-        if end > first:
-            place = Box((first, *write.start[1:]), (end, *write.stop[1:]))
-            yield place, crop_to(logits, place.shape, skip)
-        first = end
+    means = mean_of(worker.passes, worker.predictors, seen, plan.strip, partial(activations, plan, worker.channels))
+    for place in slabs(seen.keep, plan.strip):
+        first = place.start[0] - seen.keep.start[0]
+        with worker.predictors[0].planned_threads():
+            parts = readout_means(plan, [mean.narrow(1, first, place.shape[0]) for mean in means])
+        yield place, parts
 
 
 def _read(unit: Unit, box: Box) -> NDArray[Any]:
@@ -256,7 +273,7 @@ def _commit(unit: Unit) -> Record:
         missing_chunks=tuple(unit.absent),
         decoded_bytes=unit.source.decoded_bytes,
         seconds=unit.clock.seconds,
-        hardware=hardware_class(worker.predictor.device),
+        hardware=hardware_class(worker.predictors[0].device),
         software={"unet-flows": unet_core.__version__, "torch": torch.__version__, "zarr": zarr.__version__},
     )
     ledger.write_record(worker.store, record)
