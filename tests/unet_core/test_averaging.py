@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from tests.conftest import textured
+from tests.flows.test_cli import call
 from tests.unet_core.test_footprint import one_pass
 from tests.unet_core.test_segment import digest, labels_of
 from unet_core import worker
@@ -244,6 +246,22 @@ def test_what_is_averaged_is_in_the_plan_and_shown(make_model: Maker, make_image
     with pytest.raises(ResumeError, match="was begun with another further_models"):
         run(make_job(**options, symmetries="flips", further_models=(str(models[1]),)))
     assert read_status(str(tmp_path / "out")).model == "random"
+
+
+def test_the_command_line_takes_several_models_and_symmetries(
+    make_model: Maker, make_image: Maker, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    models, output = [make_model(seed=1), make_model(seed=2)], tmp_path / "out"
+    asked = (make_image((20, 27)), output, "--model", models[0], "--model", models[1], "--symmetries", "flips", "--json")
+    code, out, _ = call(monkeypatch, capsys, "plan", *asked)
+    assert (code, json.loads(out.splitlines()[-1])["averaging"][:35]) == (0, "mean probability of 8 passes: 2 mod")
+    code, out, _ = call(monkeypatch, capsys, "segment", *asked, "--cluster", "serial")
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["models"], summary["passes"]) == (0, ["random", "random"], 8)
+    assert "mean of 8 passes of random, random" in out
+    code, out, _ = call(monkeypatch, capsys, "status", output, "--json")
+    assert json.loads(out.splitlines()[-1])["model"] == "random, random"
 
 
 def test_models_that_are_not_alike_are_refused_by_name(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_averages_keep_other_heads_but_turned_affinities_are_refused(make_image:
         ("0", np.mean([each[[1, 2]].softmax(0).numpy() for each in logits], axis=0)),
     ):
         np.testing.assert_allclose(stored(tmp_path / "out", name), expected, atol=1e-5)
-    with pytest.raises(JobError, match="Head 'edges' .* has affinities, whose offsets turn with the image.*leave out --symmetries"):
+    with pytest.raises(
+        JobError, match="Head 'edges' .* has affinities, whose offsets turn with the image.*leave out --symmetries"
+    ):
         resolve(make_job(**options, symmetries="flips", probabilities="uint8"))
     resolve(make_job(**options, symmetries="flips"))
 

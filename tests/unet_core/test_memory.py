@@ -29,11 +29,12 @@ from unet_core.planning import resolve
 from unet_core.segment import prepare
 
 folder, model, size, dims, precision, keep, block = (*sys.argv[1:3], *map(int, sys.argv[3:5]), *sys.argv[5:7], int(sys.argv[7]))
+symmetries, *further = sys.argv[8:]
 data = np.random.default_rng(0).integers(0, 255, (size,) * dims, dtype="u1")
 zarr.create_array(f"{folder}/image", data=data, chunks=(256 if dims == 2 else 64,) * dims)
 job = make_job(
     image=f"{folder}/image", output=f"{folder}/out", model=model, precision=precision, probabilities=keep,
-    block_shape=(block,) * dims if block else None,
+    block_shape=(block,) * dims if block else None, symmetries=symmetries, further_models=tuple(further),
 )
 planned = resolve(job)
 print(planned.memory_bytes, prepare(planned, job.output).key)
@@ -88,16 +89,34 @@ def test_a_block_of_many_classes_that_runs_whole_needs_no_more_either(keep: str,
     check_measured(tmp_path, make_model(classes=20, base=2, padding="same"), 1536, 2, "float32", keep, block=768, least=0.4)
 
 
-def check_measured(
-    folder: Path, model: Path, size: int, dims: int, precision: str, keep: str, block: int = 0, least: float = 0.0
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({"levels": 5, "base": 16}, 2048),
+        ({"network": "unet3d", "dims": 3, "levels": 3, "base": 8}, 96),
+        ({"levels": 4, "base": 8, "padding": "same"}, 768),
+    ],
+)
+def test_an_average_of_many_passes_needs_no_more_than_planned(
+    arguments: dict[str, Any], size: int, make_model: Maker, tmp_path: Path
 ) -> None:
+    model, other = make_model(seed=1, **arguments), make_model(seed=2, **arguments)
+    dims = arguments.get("dims", 2)
+    check_measured(tmp_path, model, size, dims, "float32", "float32", least=0.4, symmetries="all", further=(other,))
+
+
+def check_measured(
+    folder: Path, model: Path, size: int, dims: int, precision: str, keep: str, block: int = 0, least: float = 0.0,
+    symmetries: str = "none", further: tuple[Path, ...] = (),
+) -> None:  # fmt: skip
     """The peak of a fresh process above what it needs with its libraries and nothing else."""
 
     def call(code: str, *arguments: Any) -> list[str]:
         words = [sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
 
-    planned, key = call(PREPARE, folder, model, size, dims, precision, keep, block)
+    planned, key = call(PREPARE, folder, model, size, dims, precision, keep, block, symmetries, *further)
     (found,) = call(WORK, folder / "out", key)
     projected, measured = int(planned) / 2**20, int(found) / 2**20
     assert least * projected <= measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
