@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 NARROWEST_TERMINAL = 40
@@ -77,3 +79,36 @@ def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:
         mask = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         variables["CUDA_VISIBLE_DEVICES"] = mask[gpu] if gpu < len(mask) else str(gpu)
     return variables
+
+
+@dataclass(frozen=True)
+class LaunchedRank:
+    """What torchrun tells each process that it starts; the address is for ``env://``."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched_rank() -> LaunchedRank | None:
+    """The rank of this process if torchrun, or what speaks like it, started it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if not all(os.environ.get(name) for name in names):
+        return None
+    rank, size, local_rank = (int(os.environ[name]) for name in names[:3])
+    return LaunchedRank(rank, size, local_rank)
+
+
+def rank_environment(threads: int, import_path: Sequence[str], interface: str | None) -> dict[str, str]:
+    """The environment of a rank's process that a dask worker starts.
+
+    Args:
+        threads: of the libraries.
+        import_path: folders of modules, those of the worker.
+        interface: network interface on which ranks speak; by default what the libraries find.
+    """
+    variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    variables["PYTHONPATH"] = os.pathsep.join(folder for folder in import_path if folder)
+    if interface:
+        variables |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return dict(os.environ) | variables

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from unet_core.errors import GroupError, InputError
 
@@ -33,6 +35,7 @@ _NETWORK_WORDS = (
     "timed out",
     "broken pipe",
 )  # of torch's bare RuntimeErrors
+_LOOK_SECONDS = 0.02
 
 Backend = Literal["gloo", "nccl"]
 
@@ -101,11 +104,13 @@ class Group:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
+        known = signature(DistributedDataParallel).parameters  # torch 2.13 gave it another name, and warns of the old one
+        buffers: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
         with self.collective("sharing the initial weights"):
             return DistributedDataParallel(
                 network,
+                **buffers,  # synchronised batch norms have the same ones on each rank
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # synchronised batch norms have the same ones
                 bucket_cap_mb=1e-6,
             )
 
@@ -201,16 +206,15 @@ def join(
         torch.cuda.set_device(place)
     limit = timedelta(minutes=timeout_minutes)
     with group.collective(f"joining the group at {address}"):
-        if address == "env://":
-            dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=limit)
-        else:
-            store = _store(rank, size, address, limit)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        store = _meet(_store(rank, size, address, limit), rank, size, timeout_minutes)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         group.barrier()  # with nccl the first call connects
     return group
 
 
-def _store(rank: int, size: int, address: str, limit: timedelta) -> TCPStore:
+def _store(rank: int, size: int, address: str, limit: timedelta) -> Any:
+    if address == "env://":
+        return next(rendezvous(address, rank, size, timeout=limit))[0]
     parts = urlsplit(address)
     if parts.scheme != "tcp" or not parts.hostname or not parts.port:
         raise InputError(f"Group address '{address}' has no meaning; write tcp://HOST:PORT or env://.")
@@ -223,6 +227,29 @@ def _store(rank: int, size: int, address: str, limit: timedelta) -> TCPStore:
         listening.bind((parts.hostname, parts.port))
         listening.listen(1024)
         return TCPStore(parts.hostname, parts.port, size, True, limit, master_listen_fd=os.dup(listening.fileno()))
+
+
+def _meet(store: Any, rank: int, size: int, timeout_minutes: float) -> Any:
+    """A part of the store that only the ranks that are here now use.
+
+    torchrun keeps its store when it restarts ranks, and torch would connect to the addresses that the last ones left there. Each
+    other rank greets under a number of its own until rank 0 answers it with the group's.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"greeting-{rank}", own)
+        group = store.get(f"answer-{own}").decode()
+        store.set(f"here-{group}-{rank}", "")
+        return PrefixStore(group, store)
+    deadline = time.monotonic() + 60 * timeout_minutes
+    while missing := [other for other in range(1, size) if not store.check([f"here-{own}-{other}"])]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank {', '.join(map(str, missing))} did not come")
+        for other in missing:
+            if store.check([f"greeting-{other}"]):
+                store.set(f"answer-{store.get(f'greeting-{other}').decode()}", own)
+        time.sleep(_LOOK_SECONDS)
+    return PrefixStore(own, store)
 
 
 def _is_of_the_network(error: Exception) -> bool:
