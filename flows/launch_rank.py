@@ -38,12 +38,13 @@ class RankOrder:
     Args:
         rank: number, from 0.
         size: ranks of the group.
-        folder: of the planned training.
+        folder: that the training is given.
         target: ``module:function`` that trains.
         device: ``cpu`` or ``cuda``.
         threads: of its libraries.
         timeout_minutes: longest wait for other ranks.
         topic: of the scheduler's events, for reports.
+        loaders: processes of the rank that read crops ahead; None for as many as the training thinks right.
         address: of rank 0's group; None for rank 0, which finds it.
     """
 
@@ -55,6 +56,7 @@ class RankOrder:
     threads: int
     timeout_minutes: float
     topic: str
+    loaders: int | None = None
     address: str | None = None
 
 
@@ -136,7 +138,7 @@ def _command(order: RankOrder, address: str, reports: int) -> list[str]:
         "device": order.device,
         "timeout-minutes": order.timeout_minutes,
         "reports": reports,
-    }
+    } | ({} if order.loaders is None else {"loaders": order.loaders})
     written = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [sys.executable, "-m", "flows.rank", order.folder, *written]
 

@@ -1,6 +1,6 @@
 """The process of one rank of a training, started by torchrun or by a dask worker: join the group, train, tell. Knows neither of them.
 
-torchrun --standalone --nproc-per-node 2 --max-restarts 3 -m flows.rank MODEL_OUT/training
+torchrun --standalone --nproc-per-node 2 --max-restarts 3 -m flows.rank MODEL_OUT
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def resolve(target: str) -> Callable[..., Any]:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Train as one rank, and end this process: with 0, with 2 for bad input, with 1 else."""
     parser = argparse.ArgumentParser(prog="flows.rank", description="One rank of a training; torchrun gives it its number.")
-    parser.add_argument("folder", help="of the planned training")
+    parser.add_argument("folder", help="of the model, with its planned training")
     parser.add_argument("--target", default=TARGET, help="module:function that trains")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--loaders", type=int, help="processes of this rank that read crops ahead")
     parser.add_argument("--timeout-minutes", type=float, default=5.0, help="longest wait for the other ranks")
     parser.add_argument("--rank", type=int, help="and --size and --address: instead of torchrun's environment")
     parser.add_argument("--size", type=int)
@@ -87,7 +88,8 @@ def _train(options: argparse.Namespace, tell: Tell) -> Any:
         rank, size, address, "nccl" if cuda else "gloo", options.timeout_minutes, f"cuda:{local}" if cuda else options.device
     )
     on_step = (lambda report: tell({"kind": "step", "report": as_json(report)})) if rank == 0 else (lambda report: None)
-    summary = resolve(options.target)(options.folder, group, on_step)
+    more = {} if options.loaders is None else {"loaders": options.loaders}
+    summary = resolve(options.target)(options.folder, group, on_step, **more)
     group.barrier()  # a rank that ends first would be missed by those still at work
     group.close()
     return summary if rank == 0 else None

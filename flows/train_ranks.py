@@ -46,7 +46,8 @@ class Supervision:
         restarts: of the whole group, after which the training is given up.
         timeout_minutes: for which a rank waits for the others.
         hang_minutes: without a step (validations in between are to report too), after which the group counts as hanging.
-        target: ``module:function`` that trains as one rank, given folder, group and on_step.
+        loaders: processes of each rank that read crops ahead; None for as many as the training thinks right.
+        target: ``module:function`` that trains as one rank, given folder, group, on_step, and loaders if told.
     """
 
     ranks: int = 1
@@ -55,14 +56,22 @@ class Supervision:
     restarts: int = RESTARTS
     timeout_minutes: float = TIMEOUT_MINUTES
     hang_minutes: float = HANG_MINUTES
+    loaders: int | None = None
     target: str = TARGET
 
 
-def train_serially(folder: str, on_progress: Callable[[Report], None], device: str = "cpu", target: str = TARGET) -> Any:
-    """Train as one rank in this process; its summary as plain values."""
+def train_serially(folder: str, how: Supervision, on_progress: Callable[[Report], None] = lambda report: None) -> Any:
+    """Train as one rank in this process; its summary as plain values.
+
+    Raises:
+        JobError: if more than one rank is asked.
+    """
+    if how.ranks != 1:
+        raise JobError(f"Cluster 'serial' has one process, {how.ranks} ranks are asked; use --cluster local.")
     from unet_core.training.group import single
 
-    return as_json(resolve(target)(folder, single(device), lambda report: on_progress(as_json(report))))
+    more = {} if how.loaders is None else {"loaders": how.loaders}
+    return as_json(resolve(how.target)(folder, single(how.device), lambda report: on_progress(as_json(report)), **more))
 
 
 def train_on_cluster(
@@ -119,7 +128,7 @@ def _check(how: Supervision, cluster: str) -> None:
     if how.ranks < 1:
         raise JobError(f"ranks is {how.ranks}; at least 1 is needed.")
     if cluster == "serial":
-        raise JobError(f"Cluster 'serial' has one process, {how.ranks} ranks are asked on workers; use --cluster local.")
+        raise JobError("Cluster 'serial' has no workers; use --cluster local.")
     if cluster == "local" and how.device.startswith("cuda") and how.ranks > gpu_count(how.device):
         raise JobError(
             f"{how.ranks} ranks are asked, this machine has {gpu_count(how.device)} GPUs; a rank needs one of its own."
@@ -163,8 +172,8 @@ class _Attempt:
         self._client, self._how, self._workers, self._on_progress = client, how, workers, on_progress
         self._topic = f"unet-training-{uuid4().hex}"
         self._first = RankOrder(
-            0, how.ranks, folder, how.target, how.device, how.threads, how.timeout_minutes, self._topic
-        )  # fmt: skip
+            0, how.ranks, folder, how.target, how.device, how.threads, how.timeout_minutes, self._topic, how.loaders
+        )
         self._events: Queue[dict[str, Any]] = Queue()
         self._futures: dict[int, Future] = {}
         self._started: set[int] = set()

@@ -222,7 +222,8 @@ def test_torchrun_restarts_killed_ranks_and_the_weights_stay(undisturbed: dict[s
 
 def test_one_rank_needs_no_cluster(tmp_path: Path) -> None:
     steps: list[int] = []
-    assert train_serially(str(tmp_path), lambda report: steps.append(report["step"]), target=TARGET) == {
+    how = Supervision(target=TARGET)
+    assert train_serially(str(tmp_path), how, lambda report: steps.append(report["step"])) == {
         "steps": STEPS,
         "first": 0,
     }
@@ -232,7 +233,7 @@ def test_one_rank_needs_no_cluster(tmp_path: Path) -> None:
 def test_more_ranks_than_workers_are_refused(cluster: str, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="3 ranks are asked, the cluster has 2 workers"):
         train_on_cluster(str(tmp_path), cluster, Supervision(ranks=3, target=TARGET))
-    with pytest.raises(JobError, match="Cluster 'serial' has one process"):
-        train_on_cluster(str(tmp_path), "serial", HOW)
+    with pytest.raises(JobError, match="Cluster 'serial' has one process, 2 ranks are asked"):
+        train_serially(str(tmp_path), HOW)
     with pytest.raises(JobError, match="2 ranks are asked, the cluster has 0 workers with the resource GPU=1"):
         train_on_cluster(str(tmp_path), cluster, Supervision(ranks=2, target=TARGET, device="cuda"))

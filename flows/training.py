@@ -1,0 +1,73 @@
+"""A training as it is asked, planned and run: in this process or on a cluster. Knows no Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
+
+
+class TrainingJob(BaseModel):
+    """What to train, on what, where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = Field(title="Data set", description="dataset.yaml, or a folder of images and labels.")
+    model_out: str = Field(title="Model", description="Folder of the model; the training keeps its checkpoints in it.")
+    recipe: str = Field("default", title="Recipe", description="default, paper (U-Net 2015), fcn, fc_densenet or vnet.")
+    settings: tuple[str, ...] = Field((), title="Settings", description="Of the recipe, e.g. steps=500 or optimiser.rate=1e-3.")
+    root: str | None = Field(None, title="Root", description="Where relative paths of the data set start from.")
+    fold: int | None = Field(None, title="Fold", description="Which one is held out, of a data set with folds.")
+    init: str | None = Field(None, title="Initial model", description="Model to begin with (fine-tuning).")
+    freeze: Literal["encoder"] | None = Field(None, title="Frozen part", description="Keeps the weights of the initial model.")
+    ranks: int | None = Field(None, title="Ranks", description="Processes that share each step; 1 unless told.")
+    cluster: str | None = Field(
+        None, title="Cluster", description="serial, local, or a dask scheduler's address (tcp://HOST:PORT)."
+    )
+    threads: int | None = Field(None, title="Threads", description="CPU threads of each rank.")
+    loaders: int | None = Field(None, title="Loaders", description="Processes of each rank that read crops ahead.")
+    restarts: int = Field(RESTARTS, ge=0, title="Restarts", description="How often a group is formed anew after a rank died.")
+    device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
+
+
+def train_plainly(
+    job: TrainingJob,
+    show: Callable[[Report], None] = lambda report: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train without Prefect; run again, it goes on from the last checkpoint.
+
+    Args:
+        job: what to train.
+        show: called with a report of a step at most twice a second on a cluster, else after every step; every validation.
+        note: called with a line for what is worth one.
+
+    Returns:
+        The summary of the training.
+
+    Raises:
+        InputError: before any step, naming what is wrong.
+        UnetCoreError: as the training met it; its checkpoints are kept.
+    """
+    from unet_core.training.planning import plan_training
+    from unet_core.training.recipes import make_options
+
+    from unet_core.predict import resolve_device
+
+    device = str(resolve_device(job.device))
+    options = make_options(job.recipe, job.settings)
+    asked = {"root": job.root, "fold": job.fold, "init": job.init, "freeze": job.freeze}
+    plan = plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
+    how = Supervision(ranks=plan.ranks, threads=plan.threads, device=device, restarts=job.restarts, loaders=job.loaders)
+    cluster = job.cluster or ("serial" if plan.ranks == 1 else "local")
+    if cluster == "serial":
+        return train_serially(job.model_out, how, show)
+    from unet_core.store import absolute
+
+    def on_restart(reason: str) -> None:
+        note(f"the group of ranks starts anew: {reason}")
+
+    return train_on_cluster(absolute(job.model_out), cluster, how, show, on_restart)
