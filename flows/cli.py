@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -22,6 +22,7 @@ from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json, visible
+from flows.train_commands import train
 from unet_core import __version__
 
 app = App(
@@ -30,6 +31,7 @@ app = App(
     help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
     suppress_keyboard_interrupt=False,  # `_run` says how to go on
 )
+app.command(train)
 app.command(models)
 app.command(networks)
 model_app.command(import_, name="import")
@@ -166,37 +168,6 @@ def seams(output: str, *, json: Flag = False, debug: Flag = False) -> int:
     _print_seams(found)
     if json:
         print_json(found)
-    return 0
-
-
-@app.command
-def train(
-    data: Path,
-    out: Path,
-    *,
-    modality: Literal["brightfield_stained", "fluorescence"],
-    steps: Whole = 1200,
-    seed: Whole = 0,
-    json: Flag = False,
-    debug: Flag = False,
-) -> int:
-    """Train a nucleus model from a folder like that of the 2018 Data Science Bowl.
-
-    Args:
-        data: Folder with index.json, images/NAME.png and labels/NAME.tif (instance ids).
-        out: Where the model package goes.
-        modality: Which images of the index to train on.
-        steps: Of the optimiser.
-        seed: Of split, weights, crops and augmentation.
-        json: Print a machine-readable last line.
-        debug: Show tracebacks.
-    """
-    from unet_core.training.nuclei import train_nuclei
-
-    scores = train_nuclei(data, modality, out, steps, seed, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"model written to {out}; held out: IoU {scores['iou_pooled']} over {scores['images']} images")
-    if json:
-        print_json(scores)
     return 0
 
 

@@ -7,10 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from unet_core.ledger import Record
 
+if TYPE_CHECKING:
+    from unet_core.training.watching import StepReport
+
 _EVERY_SECONDS = 1.0
+_LINE_SECONDS = 10.0  # between lines of a training, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,37 @@ def terminal_progress() -> tuple[Callable[[Snapshot], None], Callable[[], None]]
     row = bar.add_task("", total=1.0)
     bar.start()
     return (lambda snapshot: bar.update(row, completed=snapshot.fraction, description=snapshot.sentence())), bar.stop
+
+
+def training_progress() -> tuple[Callable[[StepReport], None], Callable[[], None]]:
+    """The same for a training: a bar on a terminal, else a line now and then; every validation a line of its own."""
+    if not sys.stderr.isatty():
+        return _TrainingLines().show, lambda: None
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    bar = Bar(TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(), console=console)
+    row = bar.add_task("", total=None)
+    bar.start()
+
+    def show(report: StepReport) -> None:
+        bar.update(row, completed=report.step, total=report.steps, description=report.sentence())
+        for line in (*report.notes, *report.scored()):
+            console.print(line, markup=False, highlight=False)
+
+    return show, bar.stop
+
+
+class _TrainingLines:
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def show(self, report: StepReport) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _LINE_SECONDS or report.scores or report.step == report.steps:
+            self._shown = now
+            print(report.sentence(), file=sys.stderr, flush=True)
+        for line in (*report.notes, *report.scored()):
+            print(line, file=sys.stderr, flush=True)

@@ -11,8 +11,8 @@ settings.apply_defaults()  # Prefect reads the environment when it is imported
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
-from flows.train_ranks import Report
 from flows.training import TrainingJob, train_plainly
+from unet_core.training.watching import StepReport
 
 _EVERY_SECONDS = 1.0  # between updates of the progress artifact
 
@@ -40,16 +40,16 @@ def train_model(job: TrainingJob) -> dict:
     validations: dict[int, dict] = {}  # by step: a group that starts anew repeats some
     shown = 0.0
 
-    def show(report: Report) -> None:
+    def show(report: StepReport) -> None:
         nonlocal shown
-        for line in report.get("notes") or ():
+        for line in report.notes:
             logger.warning(line)
-        if report.get("scores"):
-            validations[report["step"]] = {"step": report["step"], "loss of crops": report["loss"]} | report["scores"]
-            logger.info(sentence(report))
-        if report.get("scores") or report["step"] == report["steps"] or time.monotonic() - shown >= _EVERY_SECONDS:
+        for line in report.scored():
+            validations[report.step] = {"step": report.step, "loss of crops": report.loss} | report.scores
+            logger.info(line)
+        if report.scores or report.step == report.steps or time.monotonic() - shown >= _EVERY_SECONDS:
             shown = time.monotonic()
-            update_progress_artifact(artifact, 100 * report["step"] / report["steps"], description=sentence(report))
+            update_progress_artifact(artifact, 100 * report.step / report.steps, description=report.sentence())
 
     try:
         summary = train_plainly(job, show, logger.info)
@@ -60,11 +60,3 @@ def train_model(job: TrainingJob) -> dict:
             )
     update_progress_artifact(artifact, 100.0, description=f"{job.model_out} is complete")
     return summary
-
-
-def sentence(report: Report) -> str:
-    """A step in words."""
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in (report.get("scores") or {}).items())
-    rate = f", {report['crops_per_second']:.1f} crops/s" if report.get("crops_per_second") else ""
-    validation = f"; validation: {scores}" if scores else ""
-    return f"step {report['step']} of {report['steps']}: loss {report['loss']:.4f}{rate}{validation}"

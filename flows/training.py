@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
+from unet_core.training.watching import StepReport
 
 
 class TrainingJob(BaseModel):
@@ -35,7 +36,7 @@ class TrainingJob(BaseModel):
 
 def train_plainly(
     job: TrainingJob,
-    show: Callable[[Report], None] = lambda report: None,
+    show: Callable[[StepReport], None] = lambda report: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train without Prefect; run again, it goes on from the last checkpoint.
@@ -52,10 +53,9 @@ def train_plainly(
         InputError: before any step, naming what is wrong.
         UnetCoreError: as the training met it; its checkpoints are kept.
     """
+    from unet_core.predict import resolve_device
     from unet_core.training.planning import plan_training
     from unet_core.training.recipes import make_options
-
-    from unet_core.predict import resolve_device
 
     device = str(resolve_device(job.device))
     options = make_options(job.recipe, job.settings)
@@ -63,11 +63,15 @@ def train_plainly(
     plan = plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
     how = Supervision(ranks=plan.ranks, threads=plan.threads, device=device, restarts=job.restarts, loaders=job.loaders)
     cluster = job.cluster or ("serial" if plan.ranks == 1 else "local")
+
+    def on_progress(report: Report) -> None:
+        show(StepReport(**report))
+
     if cluster == "serial":
-        return train_serially(job.model_out, how, show)
+        return train_serially(job.model_out, how, on_progress)
     from unet_core.store import absolute
 
     def on_restart(reason: str) -> None:
         note(f"the group of ranks starts anew: {reason}")
 
-    return train_on_cluster(absolute(job.model_out), cluster, how, show, on_restart)
+    return train_on_cluster(absolute(job.model_out), cluster, how, on_progress, on_restart)

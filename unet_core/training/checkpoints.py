@@ -100,7 +100,7 @@ def load_checkpoint(store: Store, step: int) -> Checkpoint:
 
 def latest_checkpoint(store: Store) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """The latest checkpoint that is whole, and why later ones are not used."""
-    problems = []
+    problems: list[str] = []
     for step in steps_saved(store):
         try:
             return load_checkpoint(store, step), tuple(problems)

@@ -1,108 +1,276 @@
-"""A plain training loop on one device: crops in, weights changed in place. Knows no files."""
+"""The training loop of one rank: crops in, weights changed, checkpoints out; begun or gone on with by the same call."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unet_core.errors import InputError, UnetCoreError
+from unet_core import networks
+from unet_core.errors import UnetCoreError
 from unet_core.footprint import footprint
-from unet_core.training.augment import Augmentation
-from unet_core.training.crops import Annotated, draw_crop
-from unet_core.training.loss import soft_dice, weighted_cross_entropy
+from unet_core.geometry import Box
+from unet_core.store import local_path
+from unet_core.training.batch_norm import synchronise_batch_norm
+from unet_core.training.batches import Batch, BatchMaker
+from unet_core.training.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, prune, save_checkpoint
+from unet_core.training.fine_tuning import freeze, inherited, train_mode
+from unet_core.training.group import Group
+from unet_core.training.loaders import read_ahead
+from unet_core.training.losses import head_loss
+from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from unet_core.training.package import parent_state, write_model
+from unet_core.training.plan import FOLDER, find_training_plan, is_trained, training_store
+from unet_core.training.setup import open_sampler, open_validation
+from unet_core.training.validation import Validator, autocast, head_channels
+from unet_core.training.watching import Log, StepReport
+
+_PICTURED = 4  # tiles of a validation
+_LOADERS_ON_GPU = 4
+_NETWORK, _OPTIMISER, _AVERAGE = "network.", "optimiser.", "average."
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How long, how fast, on what.
+def train_rank(
+    model_out: str, group: Group, on_step: Callable[[StepReport], None] = lambda report: None, loaders: int | None = None
+) -> dict[str, Any]:
+    """Run the training planned below ``model_out`` from its last good checkpoint to its end, as one rank of a group.
 
-    Args:
-        steps: optimiser steps.
-        seed: of crops, dropout and augmentation.
-        batch_size: crops a step.
-        target_size: voxels of a target along each axis, at least.
-        learning_rate: largest of the schedule: linear warm-up, then a half cosine to zero.
-        warmup_steps: of the schedule.
-        weight_decay: of AdamW.
-        dice: weight of the Dice loss beside the weighted cross entropy.
-    """
-
-    steps: int
-    seed: int = 0
-    batch_size: int = 4
-    target_size: int = 168
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 1e-4
-    dice: float = 0.5
-
-
-def train(
-    network: nn.Module,
-    images: Sequence[Annotated],
-    options: TrainingOptions,
-    augmentation: Augmentation,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
-) -> None:
-    """Train a network of unpadded convolutions on crops of ``images``; on a CPU the same seed gives the same weights.
+    Killed at any instant and called again, the CPU gives the bytes of an undisturbed training with as many ranks and threads.
 
     Args:
-        network: changed in place; left in evaluation mode.
-        images: to draw crops from.
-        options: length, seed and schedule.
-        augmentation: of the crops.
-        on_step: called after each step with its number, loss and learning rate.
+        model_out: folder of the model; its ``training/plan.json`` says what to do.
+        group: this rank and the others.
+        on_step: called on rank 0 after every step.
+        loaders: processes that read crops ahead; 0 reads in a thread of this one. Four with a GPU, else none, unless told.
+
+    Returns:
+        Summary: steps, best step, scores.
 
     Raises:
-        UnetCoreError: if the loss is not finite, with the step.
+        UnetCoreError: if the loss is not finite, with the step and its crops.
     """
-    geometry = footprint(network.eval())
-    if geometry.is_padded:
-        raise InputError(
-            "The network pads its values, which spoils the ends of every crop; train it with padding='valid', which has the same weights."
-        )
-    needed = tuple(a + options.target_size + b for a, b in zip(geometry.before, geometry.after, strict=True))
-    input_shape = geometry.legal_shape(needed)
-    target_shape = geometry.output_shape(input_shape)
-    torch.manual_seed(options.seed)
-    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    for step in range(options.steps):
-        crops = [
-            draw_crop(
-                images,
-                step * options.batch_size + position,
-                options.seed,
-                (input_shape[0], input_shape[1]),
-                (geometry.before[0], geometry.before[1]),
-                (target_shape[0], target_shape[1]),
-                augmentation,
-            )
-            for position in range(options.batch_size)
+    return _Trainer(model_out, group, on_step, loaders).run()
+
+
+class _Trainer:
+    def __init__(self, model_out: str, group: Group, on_step: Callable[[StepReport], None], loaders: int | None) -> None:
+        self.model_out, self.group, self.on_step = model_out, group, on_step
+        self.store = training_store(model_out)
+        plan = find_training_plan(self.store)
+        if plan is None:
+            raise UnetCoreError(f"{model_out} has no planned training.")
+        self.plan, self.options = plan, plan.options
+        self.device = torch.device(group.device)
+        on_gpu = self.device.type == "cuda"
+        self.loaders = (_LOADERS_ON_GPU if on_gpu else 0) if loaders is None else loaders
+        torch.set_num_threads(plan.threads)
+        if on_gpu:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.options.precision != "float32"
+
+        torch.manual_seed(self.options.seed)
+        network = networks.build(plan.description.network.name, **plan.description.network.arguments)
+        self.geometry = footprint(network.eval())
+        if plan.parent is not None:
+            taken, _ = inherited(network, parent_state(plan.parent))
+            network.load_state_dict(taken, strict=False)
+        freeze(network, plan.freeze)
+        self.layout = torch.channels_last if plan.dims == 2 else torch.contiguous_format
+        network = network.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.network: nn.Module = synchronise_batch_norm(network, group)
+        self.optimiser = make_optimiser(self.network, self.options.optimiser)
+        self.average = MovingAverage(self.network, self.options.optimiser.ema) if self.options.optimiser.ema else None
+        self.target = Box.from_shape(plan.target_shape, self.geometry.before)
+        self.make_batch = BatchMaker(plan, self.target, self.device)
+        self.channels = tuple(head_channels(plan))
+        self.step = 0
+        self.best: dict[str, Any] = {"step": None, "score": None, "scores": {}, "waited": 0}
+        self.notes: tuple[str, ...] = ()
+
+    def run(self) -> dict[str, Any]:
+        if is_trained(self.model_out):
+            return self._summary()
+        self._restore()
+        validator = Validator(self.plan, open_validation(self.plan), self.geometry, self.device)
+        sampler = open_sampler(self.plan, self.model_out, self.target)
+        log = self._open_log(validator) if self.group.rank == 0 else None
+        parallel = self.group.wrap(self.network)
+        began, done = time.monotonic(), self.step
+        try:
+            for samples in read_ahead(sampler, self._numbers(), self.loaders):
+                train_mode(self.network)
+                loss, rate = self._change_weights(parallel, self.make_batch(samples), sampler.describe)
+                self.step += 1
+                report = StepReport(self.step, self.options.steps, loss, rate, 0.0, notes=self.notes)
+                self.notes = ()
+                if self.step % self.options.validate_every == 0 or self.step == self.options.steps:
+                    report = self._validate(validator, log, report)
+                if self._is_checkpoint():
+                    self._save()
+                speed = (self.step - done) * self.options.crops.per_step / (time.monotonic() - began)
+                report = replace(report, crops_per_second=speed, best_step=self.best["step"])
+                if log is not None:
+                    log.write(report)
+                    self.on_step(report)
+                if self._out_of_patience():
+                    break
+        finally:
+            if log is not None:
+                log.close()
+        return self._finish()
+
+    def _change_weights(self, parallel: nn.Module, batch: Batch, describe: Callable[[int], str]) -> tuple[float, float]:
+        """One step; its loss and learning rate."""
+        rate = learning_rate(self.options.optimiser, self.step, self.options.steps)
+        for entry in self.optimiser.param_groups:
+            entry["lr"] = rate
+        # The state of every generator is this number: dropout of a step does not depend on what was drawn before.
+        torch.manual_seed(int(np.random.SeedSequence([self.options.seed, self.step, self.group.rank]).generate_state(1)[0]))
+        with autocast(self.device, self.options.precision):
+            logits: Tensor = parallel(batch.image.contiguous(memory_format=self.layout))
+        losses = [
+            head_loss(self.options.loss, head.kind, logits[:, channels], target, self.group.total)
+            for head, channels, target in zip(self.options.heads, self.channels, batch.heads, strict=True)
         ]
-        batch = torch.from_numpy(np.stack([crop.image for crop in crops])).contiguous(memory_format=torch.channels_last)
-        labels = torch.from_numpy(np.stack([crop.labels for crop in crops]))
-        weights = torch.from_numpy(np.stack([crop.weights for crop in crops]))
-        rate = _schedule(step, options)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        logits = network(batch)  # (N, K, Y, X)
-        loss = weighted_cross_entropy(logits, labels, weights) + options.dice * soft_dice(logits, labels)
-        if not bool(torch.isfinite(loss)):
-            raise UnetCoreError(f"Loss is {loss.item()} at step {step}; lower the learning rate ({options.learning_rate}).")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        on_step(step, float(loss.detach()), rate)
-    network.eval()
+        loss = torch.stack(losses).sum()
+        self._check_finite(float(loss.detach()), "loss", batch, logits, describe)
+        self.optimiser.zero_grad(set_to_none=True)
+        with self.group.collective("averaging gradients"):
+            (loss * self.group.size).backward()  # DDP takes the mean over ranks; the loss is that of all crops
+        clip = self.options.optimiser.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip or float("inf"))
+        self._check_finite(float(norm), "norm of the gradient", batch, logits, describe)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update(self.network)
+        return float(loss.detach()), rate
+
+    def _check_finite(self, value: float, what: str, batch: Batch, logits: Tensor, describe: Callable[[int], str]) -> None:
+        """Stop before a weight is changed by a number that is none.
+
+        Raises:
+            UnetCoreError: naming step and crops.
+        """
+        if np.isfinite(value):
+            return
+        bad = np.zeros(self.options.crops.per_step)
+        for number, image, output in zip(batch.numbers, batch.image, logits, strict=True):
+            bad[number % len(bad)] = not (bool(torch.isfinite(image).all()) and bool(torch.isfinite(output).all()))
+        bad = self.group.gather_counts(bad)
+        first = self.step * len(bad)
+        guilty = [first + position for position in range(len(bad)) if bad[position]] or [
+            first + position for position in range(len(bad))
+        ]
+        kept = latest_checkpoint(self.store)[0]
+        raise UnetCoreError(
+            f"The {what} is {value} at step {self.step}, with {'; '.join(describe(number) for number in guilty[:4])}. "
+            f"The last good checkpoint is {f'that of step {kept.step}' if kept else 'none'}; look at these crops, lower optimiser.rate, or "
+            "set optimiser.clip."
+        )
+
+    def _numbers(self) -> Iterator[list[int]]:
+        """Samples of this rank for every step from the next on."""
+        size = self.options.crops.per_step
+        for step in range(self.step, self.options.steps):
+            yield [step * size + position for position in range(self.group.rank, size, self.group.size)]
+
+    def _validate(self, validator: Validator, log: Log | None, report: StepReport) -> StepReport:
+        network, training = self.network, None
+        if self.average is not None:
+            training = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+            network.load_state_dict(self.average.state)
+        network.eval()
+        scores = validator.scores(network, self.group)
+        picture = None
+        if log is not None and validator.tiles:
+            step = max(1, len(validator.tiles) // _PICTURED)
+            tiles = [validator.predict(network, tile) for tile in validator.tiles[::step][:_PICTURED]]
+            picture = f"{FOLDER}/{log.draw(self.step, tiles, self.plan.description.classes)}"
+        if training is not None:
+            network.load_state_dict(training)
+        self._judge(scores)
+        return replace(report, scores=scores, picture=picture)
+
+    def _judge(self, scores: dict[str, float]) -> None:
+        """Whether this validation is the best so far."""
+        if not scores:
+            return
+        name, old = self.options.best, self.best["score"]
+        if name not in scores:
+            raise UnetCoreError(f"Option best is '{name}', which is no score of this training; it has {', '.join(scores)}.")
+        new = scores[name]
+        better = np.isfinite(new) and (old is None or (new < old if name == "loss" else new > old))
+        if better:
+            self.best = {"step": self.step, "score": new, "scores": scores, "waited": 0}
+        else:
+            self.best = self.best | {"waited": self.best["waited"] + 1}
+
+    def _out_of_patience(self) -> bool:
+        return self.options.patience is not None and self.best["waited"] >= self.options.patience
+
+    def _is_checkpoint(self) -> bool:
+        every = (self.options.checkpoint_every, self.options.validate_every, self.options.steps)
+        return any(self.step % step == 0 for step in every)
+
+    def _save(self) -> None:
+        if self.group.rank == 0:
+            tensors = {f"{_NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
+            tensors |= {f"{_OPTIMISER}{name}": tensor for name, tensor in optimiser_tensors(self.optimiser).items()}
+            if self.average is not None:
+                tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in self.average.state.items()}
+            state = {
+                "plan": self.plan.id,
+                "best": self.best,
+                "seed": self.options.seed,
+                "next_sample": self.step * self.options.crops.per_step,
+            }
+            save_checkpoint(self.store, Checkpoint(self.step, state, tensors))
+            prune(self.store, self.best["step"])
+        self.group.barrier()
+
+    def _restore(self) -> None:
+        """Go on from the last good checkpoint, the same on every rank."""
+        found, problems = latest_checkpoint(self.store)
+        self.notes = problems
+        if found is None:
+            return
+        if found.state["plan"] != self.plan.id:
+            raise UnetCoreError(
+                f"Checkpoint of step {found.step} in {self.model_out} belongs to another plan; choose another folder."
+            )
+        self.network.load_state_dict(_part(found.tensors, _NETWORK))
+        restore_optimiser(self.optimiser, _part(found.tensors, _OPTIMISER))
+        if self.average is not None:
+            self.average.state = {name: tensor.to(self.device) for name, tensor in _part(found.tensors, _AVERAGE).items()}
+        self.step, self.best = found.step, found.state["best"]
+
+    def _open_log(self, validator: Validator) -> Log:
+        return Log(local_path(self.model_out) / FOLDER, self.step, validator.names if validator.tiles else ())
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the model: the best weights, or the last without a validation."""
+        if self.group.rank == 0:
+            best = self.best["step"] if self.best["step"] is not None else self.step
+            tensors = load_checkpoint(self.store, best).tensors
+            state = _part(tensors, _AVERAGE if self.average is not None else _NETWORK)
+            write_model(
+                self.model_out, self.plan, state, {"steps": self.step, "best_step": best, "validation": self.best["scores"]}
+            )
+        self.group.barrier()
+        return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
+        from unet_core.model_description import read_description
+
+        found = read_description(self.model_out)[0].provenance
+        return {"model": self.model_out} | {
+            name: found.get(name) for name in ("steps", "best_step", "validation", "training_plan")
+        }
 
 
-def _schedule(step: int, options: TrainingOptions) -> float:
-    warmup = min(1.0, (step + 1) / max(1, options.warmup_steps))
-    return options.learning_rate * warmup * (1 + math.cos(math.pi * step / options.steps)) / 2
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,156 +1,237 @@
-"""Weight map, deformation, crops, losses and the loop, each against something independent."""
+"""The whole of a training on one rank: it learns, goes on to the bit after a kill, stops on NaN, and tells bad input before a step."""
 
 from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from PIL import Image
 
-from unet_core import networks
-from unet_core.errors import InputError, UnetCoreError
-from unet_core.metrics import bootstrap_interval, dice, iou
-from unet_core.normalisation import Normalisation
-from unet_core.training.augment import Augmentation, elastic_field, sample_positions, warp
-from unet_core.training.crops import Annotated, draw_crop
-from unet_core.training.loop import TrainingOptions, train
-from unet_core.training.loss import soft_dice, weighted_cross_entropy
-from unet_core.training.weight_map import border_weight_map
-
-STILL = Augmentation(deformation=0, scale=(1, 1), rotate=False, gamma=1, colour=0, noise=0, blur=0)
-
-
-def test_the_weight_map_is_equation_2_by_brute_force() -> None:
-    instances = np.zeros((23, 31), dtype=np.int32)
-    instances[3:9, 4:10] = 1
-    instances[4:12, 12:17] = 2
-    instances[15:20, 20:29] = 5
-    w0, sigma = 10.0, 5.0
-    cells = [np.argwhere(instances == number) for number in (1, 2, 5)]
-    fraction = (instances > 0).mean()
-    expected = np.empty(instances.shape)
-    for voxel in np.ndindex(*instances.shape):
-        if instances[voxel]:
-            expected[voxel] = 0.5 / fraction
-            continue
-        d1, d2, *_ = sorted(np.sqrt(((cell - voxel) ** 2).sum(axis=1)).min() for cell in cells)
-        expected[voxel] = 0.5 / (1 - fraction) + w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
-    found = border_weight_map(instances, w0, sigma)
-    np.testing.assert_allclose(found, expected, atol=w0 / 2900)
-    assert found.max() > 5
+from tests.unet_core.training.datasets import FAST, write_disks
+from unet_core.errors import InputError, ResumeError, UnetCoreError
+from unet_core.model_package import load_model
+from unet_core.training.checkpoints import latest_checkpoint
+from unet_core.training.group import single
+from unet_core.training.loop import train_rank
+from unet_core.training.plan import training_store
+from unet_core.training.planning import plan_training
+from unet_core.training.recipes import make_options
+from unet_core.training.watching import StepReport, read_log
 
 
-def test_an_elastic_field_is_bicubic_and_keeps_its_grid_points() -> None:
-    displacements = np.random.default_rng(0).normal(0, 10, (2, 3, 3))
-    field = elastic_field(displacements, (41, 61))
-    np.testing.assert_allclose(field[:, ::20, ::30], displacements, atol=1e-9)
-    coarse = np.stack(np.meshgrid(np.linspace(0, 2, 41), np.linspace(0, 2, 61), indexing="ij"))
-    np.testing.assert_allclose(field[0], ndimage.map_coordinates(displacements[0], coarse, order=3, mode="nearest"))
-    assert not elastic_field(np.zeros((2, 3, 3)), (41, 61)).any()
+def train(dataset: Path, out: Path, *settings: str, recipe: str = "default", loaders: int = 0, **arguments) -> list[StepReport]:
+    plan_training(str(dataset), str(out), make_options(recipe, [*FAST, *settings]), threads=1, **arguments)
+    reports: list[StepReport] = []
+    train_rank(str(out), single(), reports.append, loaders)
+    return reports
 
 
-def test_without_augmentation_a_crop_is_the_image_itself() -> None:
-    image = np.random.default_rng(0).normal(size=(1, 40, 50)).astype(np.float32)
-    positions = sample_positions((11, 13), (20.0, 25.0), STILL, np.random.default_rng(0))
-    np.testing.assert_allclose(warp(image, positions, order=1)[0], image[0, 15:26, 19:32], atol=1e-6)
+def weights_of(out: Path) -> str:
+    return hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
 
 
-def disks(count: int = 6, seed: int = 0) -> list[Annotated]:
-    random = np.random.default_rng(seed)
-    images = []
-    for number in range(count):
-        labels = np.zeros((64, 72), np.uint8)
-        for _ in range(5):
-            y, x = random.uniform(0, 64), random.uniform(0, 72)
-            yy, xx = np.mgrid[:64, :72]
-            labels[(yy - y) ** 2 + (xx - x) ** 2 < 49] = 1
-        image = (60 + 100 * labels + random.normal(0, 20, labels.shape))[None].astype(np.float32)
-        weights = np.ones(labels.shape, np.float32)
-        images.append(Annotated(str(number), image, labels, weights, Normalisation(offset=(100.0,), scale=(50.0,)), 255.0))
-    return images
+def test_it_learns_and_leaves_a_model_with_its_history(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    reports = train(data, tmp_path / "model", "steps=90", "validate_every=45", "best=iou", "crops.per_step=3")
+    assert np.mean([report.loss for report in reports[-8:]]) < 0.7 * np.mean([report.loss for report in reports[:8]])
+    assert reports[-1].scores["iou"] > 0.7
+    package = load_model(tmp_path / "model")
+    assert package.description.provenance["best_step"] in (45, 90)
+    assert package.description.provenance["validation"]["iou"] > 0.7
+    assert [label.name for label in package.description.classes] == ["background", "disk"]
+    log = read_log(tmp_path / "model" / "training")
+    assert [row["step"] for row in log] == [*range(1, 91)]
+    assert log[44]["validation_iou"] == pytest.approx(reports[44].scores["iou"], rel=1e-4)
+    with Image.open(tmp_path / "model" / str(reports[44].picture)) as picture:
+        assert picture.width > 4 * 100
+    assert any((tmp_path / "model" / "training" / "tensorboard").iterdir())
+    assert train(data, tmp_path / "model", "steps=90", "validate_every=45", "best=iou", "crops.per_step=3") == []  # complete
 
 
-def test_sample_k_is_the_same_whatever_was_drawn_before() -> None:
-    arguments = ((60, 60), (20, 20), (20, 20), Augmentation())
-    first = draw_crop(disks(), 3, 0, *arguments)
-    for number in (9, 1):
-        draw_crop(disks(), number, 0, *arguments)
-    again = draw_crop(disks(), 3, 0, *arguments)
-    np.testing.assert_array_equal(first.image, again.image)
-    np.testing.assert_array_equal(first.labels, again.labels)
-    assert (draw_crop(disks(), 4, 0, *arguments).image != first.image).any()
+_UNTIL_KILLED = """
+import os, signal, sys
+from unet_core.training.group import single
+from unet_core.training.loop import train_rank
+def stop(report):
+    if report.step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+train_rank(sys.argv[1], single(), stop, int(sys.argv[3]))
+"""
 
 
-def test_image_and_labels_move_together() -> None:
-    """Bright means disk before and after deformation."""
-    for number in range(5):
-        crop = draw_crop(disks(), number, 0, (80, 80), (20, 20), (40, 40), Augmentation(gamma=1, colour=0, noise=0, blur=0))
-        inner = crop.image[0, 20:60, 20:60]
-        if 0 < crop.labels.mean() < 1:
-            assert inner[crop.labels == 1].mean() > inner[crop.labels == 0].mean() + 1
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("precision=bfloat16", "optimiser.ema=0.9"), ("optimiser.kind=sgd", "optimiser.rate=1e-3")],
+    ids=["adamw", "bf16-ema", "sgd"],
+)
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    """SIGKILL after steps 2 (no checkpoint yet), 7 and 11; each process goes on where the last checkpoint was."""
+    data = write_disks(tmp_path / "data")
+    train(data, tmp_path / "whole", *settings)
+    killed = tmp_path / "killed"
+    plan_training(str(data), str(killed), make_options("default", [*FAST, *settings]), threads=1)
+    for step, loaders in ((2, 0), (7, 1), (11, 0)):
+        process = subprocess.run(
+            [sys.executable, "-c", _UNTIL_KILLED, str(killed), str(step), str(loaders)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert not (killed / "model.json").exists()
+    reports: list[StepReport] = []
+    train_rank(str(killed), single(), reports.append)
+    assert reports[0].step == 9
+    assert weights_of(killed) == weights_of(tmp_path / "whole")
+    assert (killed / "model.json").read_bytes() == (tmp_path / "whole" / "model.json").read_bytes()
+    assert [row["step"] for row in read_log(killed / "training")] == [*range(1, 13)]
+    same = latest_checkpoint(training_store(str(killed)))[0], latest_checkpoint(training_store(str(tmp_path / "whole")))[0]
+    assert all(torch.equal(tensor, same[1].tensors[name]) for name, tensor in same[0].tensors.items())
 
 
-def train_disks(steps: int, seed: int = 0) -> tuple[torch.nn.Module, list[float]]:
-    torch.manual_seed(seed)
-    network = networks.build("unet", in_channels=1, classes=2, base=4, levels=2, batch_norm=True)
-    losses: list[float] = []
-    options = TrainingOptions(steps=steps, seed=seed, batch_size=2, target_size=32, learning_rate=1e-2, warmup_steps=3)
-    train(network, disks(), options, Augmentation(deformation=2), lambda step, loss, rate: losses.append(loss))
-    return network, losses
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    """What would hide behind equal bytes."""
+    data = write_disks(tmp_path / "data")
+    train(data, tmp_path / "a", "steps=4")
+    train(data, tmp_path / "b", "steps=4", "seed=1")
+    assert weights_of(tmp_path / "a") != weights_of(tmp_path / "b")
 
 
-def test_training_learns_disks() -> None:
-    network, losses = train_disks(90)
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    crop = draw_crop(disks(seed=9), 0, 0, (80, 80), (8, 8), (64, 64), STILL)
-    with torch.inference_mode():
-        predicted = network(torch.from_numpy(crop.image)[None]).argmax(1)[0, :64, :64].numpy() == 1
-    assert iou(predicted, crop.labels == 1) > 0.75
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    train(data, tmp_path / "whole")
+    out = tmp_path / "model"
+    plan_training(str(data), str(out), make_options("default", FAST), threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_rank(str(out), single(), stop_at(10))
+    latest = out / "training" / "checkpoints" / "00000008.safetensors"
+    latest.write_bytes(latest.read_bytes()[:-100])
+    reports: list[StepReport] = []
+    train_rank(str(out), single(), reports.append)
+    assert reports[0].step == 7  # after the validation of step 6
+    assert "damaged" in reports[0].notes[0]
+    assert weights_of(out) == weights_of(tmp_path / "whole")
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
-    first, second, other = (train_disks(4, seed)[0].state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+def stop_at(step: int):
+    def stop(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    return stop
 
 
-def test_padded_networks_are_refused() -> None:
-    network = networks.build("unet", in_channels=1, classes=2, base=2, levels=2, padding="same")
-    with pytest.raises(InputError, match="padding='valid'"):
-        train(network, disks(1), TrainingOptions(steps=1, batch_size=1, target_size=16), STILL)
+def test_a_loss_that_is_not_finite_stops_with_step_and_crops(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    settings = (
+        "optimiser.kind=sgd",
+        "optimiser.rate=1e6",
+        "optimiser.clip=null",
+        "optimiser.schedule=constant",
+        "steps=60",
+        "checkpoint_every=1",
+    )
+    with pytest.raises(UnetCoreError, match=r"at step \d+, with sample \d+ of images/disks\d.png around -?\d+, -?\d+") as error:
+        train(data, tmp_path / "model", *settings, "network.arguments={base: 4, levels: 2}")
+    store = training_store(str(tmp_path / "model"))
+    kept = latest_checkpoint(store)[0]
+    assert kept is not None
+    assert f"checkpoint is that of step {kept.step}" in str(error.value)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
+    assert not (tmp_path / "model" / "model.json").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step() -> None:
-    images = disks(1)
-    broken = [Annotated("x", images[0].image * np.nan, images[0].labels, images[0].weights, images[0].normalisation, 255.0)]
-    network = networks.build("unet", in_channels=1, classes=2, base=2, levels=2)
-    with pytest.raises(UnetCoreError, match="at step 0"):
-        train(network, broken, TrainingOptions(steps=2, batch_size=1, target_size=16), STILL)
+def test_training_stops_when_the_named_score_gets_no_better(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    settings = (
+        "optimiser.rate=1e-9",
+        "best=accuracy",
+        "patience=2",
+        "validate_every=2",
+        "steps=40",
+        "network.arguments={base: 4, levels: 2, dropout: 0}",
+    )
+    reports = train(data, tmp_path / "model", *settings)
+    assert reports[-1].step < 12
+    assert load_model(tmp_path / "model").description.provenance["steps"] == reports[-1].step
 
 
-def test_losses_are_their_formulas() -> None:
-    torch.manual_seed(0)
-    logits, labels, weights = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5)), torch.rand(2, 4, 5)
-    log_p = logits.log_softmax(1)
-    total = sum(-weights[n, y, x] * log_p[n, labels[n, y, x], y, x] for n in range(2) for y in range(4) for x in range(5))
-    torch.testing.assert_close(weighted_cross_entropy(logits, labels, weights, "sum"), total)
-    torch.testing.assert_close(weighted_cross_entropy(logits, labels, weights), total / weights.sum())
-    p, g = logits.softmax(1), torch.stack([labels == k for k in range(3)], 1).float()
-    scores = [2 * (p[:, k] * g[:, k]).sum() / ((p[:, k] ** 2).sum() + (g[:, k] ** 2).sum()) for k in (1, 2)]
-    torch.testing.assert_close(soft_dice(logits, labels), 1 - sum(scores) / 2)
+def test_a_loader_that_is_killed_is_told_and_the_training_goes_on_when_called_again(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    train(data, tmp_path / "whole")
+    out = tmp_path / "model"
+    plan_training(str(data), str(out), make_options("default", FAST), threads=1)
+
+    def kill_loaders(report: StepReport) -> None:
+        if report.step == 5:
+            for child in children():
+                os.kill(child, signal.SIGKILL)
+
+    with pytest.raises(UnetCoreError, match="ended unexpectedly"):
+        train_rank(str(out), single(), kill_loaders, loaders=1)
+    train_rank(str(out), single())
+    assert weights_of(out) == weights_of(tmp_path / "whole")
 
 
-def test_scores_by_counting() -> None:
-    random = np.random.default_rng(0)
-    a, b = random.random((7, 9)) > 0.5, random.random((7, 9)) > 0.5
-    both = sum(bool(x and y) for x, y in zip(a.flat, b.flat, strict=True))
-    either = sum(bool(x or y) for x, y in zip(a.flat, b.flat, strict=True))
-    assert iou(a, b) == both / either
-    assert dice(a, b) == pytest.approx(2 * both / (a.sum() + b.sum()))
-    assert iou(np.zeros(3), np.zeros(3)) == 1
-    with pytest.raises(ValueError, match="must be equal"):
-        iou(a, b[:3])
-    values = list(random.normal(5, 1, 200))
-    low, high = bootstrap_interval(values)
-    assert low < np.mean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(200), rel=0.25)
+def children() -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_fine_tuning_takes_what_fits_and_names_the_rest(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    train(data, tmp_path / "parent", "steps=4")
+    classes = [
+        {"name": "background", "values": 0},
+        {"name": "one", "values": 1},
+        {"name": "others", "values": [2, 3, 4, 5, 6, 7]},
+    ]
+    other = write_disks(tmp_path / "other", seed=3, labels="classes", classes=classes)
+    train(other, tmp_path / "child", "steps=3", init=str(tmp_path / "parent"), freeze="encoder")
+    parent, child = load_model(tmp_path / "parent"), load_model(tmp_path / "child")
+    facts = child.description.provenance["parent"]
+    assert facts["sha256"] == parent.sha256
+    assert set(facts["new"]) == {"head.weight", "head.bias"}
+    before, after = parent.network.state_dict(), child.network.state_dict()
+    assert after["head.weight"].shape[0] == 3
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("contracting"))
+    assert not torch.equal(before["expanding.0.0.weight"], after["expanding.0.0.weight"])
+
+
+def test_another_request_in_the_same_folder_is_refused_by_field(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    options = make_options("default", FAST)
+    plan_training(str(data), str(tmp_path / "model"), options, threads=1)
+    plan_training(str(data), str(tmp_path / "model"), options)  # threads as planned
+    with pytest.raises(ResumeError, match="options.optimiser.rate was 0.01, is now 0.5"):
+        plan_training(str(data), str(tmp_path / "model"), make_options("default", [*FAST, "optimiser.rate=0.5"]))
+    with pytest.raises(ResumeError, match="threads was 1, is now 2"):
+        plan_training(str(data), str(tmp_path / "model"), options, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        (("crops.target=64",), {}, "output of a crop is larger than the image"),
+        (("crops.per_step=1",), {"ranks": 2}, "2 ranks share 1 crops"),
+        (("best=iuo",), {}, "'iuo', which is no score"),
+        (("network.arguments={base: 4, levels: 2, padding: same}",), {}, "padding='valid'"),
+        ((), {"freeze": "encoder"}, "--init"),
+        (("heads=[{kind: regions, regions: {all: [disc]}}]",), {}, "disc"),
+        (("crops.target=[24, 24, 24]",), {}, "3 numbers"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_the_first_step(tmp_path: Path, settings, arguments, message: str) -> None:
+    data = write_disks(tmp_path / "data")
+    with pytest.raises(InputError, match=message):
+        plan_training(str(data), str(tmp_path / "model"), make_options("default", [*FAST, *settings]), **arguments)
+    assert not (tmp_path / "model").exists()
