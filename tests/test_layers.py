@@ -9,7 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WITHOUT_TORCH = ("geometry", "store", "job", "plan", "ledger", "output", "normalisation", "pictures", "volumes", "metrics")
+WITHOUT_TORCH = (
+    "geometry",
+    "store",
+    "job",
+    "plan",
+    "ledger",
+    "output",
+    "normalisation",
+    "pictures",
+    "volumes",
+    "metrics",
+    "postprocess",
+)
 
 
 def imports(path: Path, top_level_only: bool) -> set[str]:
