@@ -1,41 +1,52 @@
-"""Scores of a prediction against a reference; arrays in, numbers out. Knows no torch."""
+"""Scores of a prediction against a reference; arrays in, numbers out. Knows no torch.
 
-from __future__ import annotations
+    overlap     iou dice fcn_scores                               classes and masks
+    partitions  adapted_rand rand_2012 v_rand v_info voi          which voxels belong together
+    objects     seg panoptic_quality                              one object at a time
+    maps        pixel_error_max_f pixel_error_fiji rand_error_2012 v_rand_thinned v_info_thinned
+    warping     warping_error warping_error_splits_mergers        topology, section by section
 
-from collections.abc import Sequence
+Those of the first three take a contingency table too (``iou_of(table)``), which adds up over blocks.
+"""
 
-import numpy as np
-from numpy.typing import ArrayLike
+from unet_core.metrics.contingency import Contingency
+from unet_core.metrics.intervals import bootstrap_interval
+from unet_core.metrics.maps import (
+    pixel_error_fiji,
+    pixel_error_max_f,
+    rand_error_2012,
+    v_info_thinned,
+    v_rand_thinned,
+)
+from unet_core.metrics.objects import PanopticQuality, Seg, panoptic_quality, seg
+from unet_core.metrics.overlap import FcnScores, dice, fcn_scores, iou
+from unet_core.metrics.partitions import InformationScore, PairScore, Voi, adapted_rand, rand_2012, v_info, v_rand, voi
+from unet_core.metrics.warping import warping_error, warping_error_splits_mergers
 
-
-def iou(prediction: ArrayLike, reference: ArrayLike) -> float:
-    """Intersection over union of two masks of one shape: TP / (TP + FP + FN); 1.0 if both are empty."""
-    a, b = np.asarray(prediction, dtype=bool), np.asarray(reference, dtype=bool)
-    if a.shape != b.shape:
-        raise ValueError(f"Prediction has shape {a.shape} and reference {b.shape}; they must be equal.")
-    union = np.count_nonzero(a | b)
-    return float(np.count_nonzero(a & b) / union) if union else 1.0
-
-
-def dice(prediction: ArrayLike, reference: ArrayLike) -> float:
-    """Dice coefficient of two masks: 2 TP / (2 TP + FP + FN) = 2 J / (1 + J)."""
-    overlap = iou(prediction, reference)
-    return 2 * overlap / (1 + overlap)
-
-
-def bootstrap_interval(
-    scores: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent scores, e.g. one an image.
-
-    Args:
-        scores: at least one.
-        confidence: coverage, between 0 and 1.
-        draws: resamples.
-        seed: of their generator.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
-    return float(low), float(high)
+__all__ = [
+    "Contingency",
+    "FcnScores",
+    "InformationScore",
+    "PairScore",
+    "PanopticQuality",
+    "Seg",
+    "Voi",
+    "adapted_rand",
+    "bootstrap_interval",
+    "dice",
+    "fcn_scores",
+    "iou",
+    "panoptic_quality",
+    "pixel_error_fiji",
+    "pixel_error_max_f",
+    "rand_2012",
+    "rand_error_2012",
+    "seg",
+    "v_info",
+    "v_info_thinned",
+    "v_rand",
+    "v_rand_thinned",
+    "voi",
+    "warping_error",
+    "warping_error_splits_mergers",
+]
