@@ -112,18 +112,18 @@ class RunOptions:
             output=output,
             model=self.model[0],
             further_models=self.model[1:],
-            channels=_numbers("channels", self.channels, int),
-            voxel_size_um=_numbers("voxel-size", self.voxel_size, float),
-            block_shape=_numbers("block-shape", self.block_shape, int),
+            channels=numbers_of("channels", self.channels, int),
+            voxel_size_um=numbers_of("voxel-size", self.voxel_size, float),
+            block_shape=numbers_of("block-shape", self.block_shape, int),
             approximate=self.approximate,
-            tile_shape=_numbers("tile-shape", self.tile_shape, int),
+            tile_shape=numbers_of("tile-shape", self.tile_shape, int),
             cast=self.cast,
             memory_gib=self.memory_gib,
             **{name: getattr(self, name) for name in plain},
         )
 
 
-def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
+def numbers_of(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
     from unet_core.errors import JobError
 
     if text is None:

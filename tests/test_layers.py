@@ -21,6 +21,7 @@ WITHOUT_TORCH = (
     "volumes",
     "metrics",
     "postprocess",
+    "evaluation",
 )
 
 

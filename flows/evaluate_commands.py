@@ -1,0 +1,141 @@
+"""The command that scores predictions: ``unet evaluate``. Heavy imports wait until it is called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from flows.options import Flag, Whole, WholeOrNone, numbers_of
+from flows.printing import print_json, visible
+
+if TYPE_CHECKING:
+    from unet_core.evaluation import ScoreTable
+
+USUAL_METRICS = "iou,dice"
+_FILE_LETTERS = 200  # of a line that goes to a file
+
+
+def evaluate(
+    prediction: str,
+    reference: str,
+    *,
+    metrics: str = USUAL_METRICS,
+    prediction_is: Literal["mask", "classes", "ids", "map"] | None = None,
+    reference_is: Literal["mask", "classes", "ids"] | None = None,
+    class_: Annotated[str | None, Parameter(name="--class")] = None,
+    ignore: WholeOrNone = None,
+    threshold: float = 0.5,
+    thresholds: str | None = None,
+    invert_prediction: Flag = False,
+    invert_reference: Flag = False,
+    instances: Literal["components", "watershed", "boundary-watershed", "given"] | None = None,
+    depth: float | None = None,
+    connectivity: Whole = 1,
+    min_voxels: Whole = 0,
+    average: Literal["micro", "macro"] | None = None,
+    by_section: Flag = False,
+    missing: Literal["error", "fill"] = "error",
+    memory_gib: float = 8.0,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Score a prediction against a reference, or a folder of predictions against one of same-named references.
+
+    Args:
+        prediction: Result of `unet segment`, image (labels or probability map), or folder of images.
+        reference: Label image, or folder of them.
+        metrics: Names with commas: iou dice pixel_accuracy mean_accuracy mean_iu frequency_weighted_iu pixel_error_max_f pixel_error_fiji
+            rand_error_2012 v_rand_thinned v_info_thinned warping_error warping_error_splits_mergers adapted_rand v_rand v_info voi seg pq.
+        prediction_is: What the prediction's numbers mean: mask (0 and anything else), classes, ids of instances, or a probability map.
+        reference_is: Likewise of the reference; instances of a mask or class are its connected components.
+        class_: The class that is foreground: a number, or a name of the model's; in a map with channels, its channel.
+        ignore: Value of the reference whose voxels are left out.
+        threshold: Foreground of a map is above it (0 to 1).
+        thresholds: Of the scores that look for the best one; 0,0.1,..,0.9 unless told.
+        invert_prediction: What is low, or 0, is foreground: for a map of membranes when cells are scored.
+        invert_reference: What is 0 is foreground.
+        instances: How instances of the prediction are made; components unless told, or given if it holds ids.
+        depth: Of domes (watershed, in micrometre where the voxel size is known) or valleys (boundary-watershed) that become instances.
+        connectivity: Of components: how many axes a step may change.
+        min_voxels: Smaller instances of the prediction are background.
+        average: Over sections, of the Rand scores at thresholds: pairs added up (micro) or mean of scores (macro); each its own unless told.
+        by_section: Score each section of a stack by itself.
+        missing: What absent chunks of Zarr images mean: an error, or background.
+        memory_gib: That one image or section may take.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from unet_core.evaluation import MeaningOptions, OpeningOptions, open_pairs, score_images
+    from unet_core.metrics.maps import THRESHOLDS
+
+    options = OpeningOptions(
+        prediction_is=prediction_is,
+        reference_is=reference_is,
+        foreground=class_,
+        meaning=MeaningOptions(
+            threshold=threshold,
+            thresholds=numbers_of("thresholds", thresholds, float) or THRESHOLDS,
+            instances=instances,
+            depth=depth,
+            connectivity=connectivity,
+            min_voxels=min_voxels,
+            invert_prediction=invert_prediction,
+            invert_reference=invert_reference,
+            ignore=ignore,
+            average=average,
+        ),
+        by_section=by_section,
+        memory_bytes=round(memory_gib * 2**30),
+        missing=missing,
+    )
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    pairs = open_pairs(prediction, reference, names, options)
+    table = score_images(pairs, names, options.memory_bytes)
+    _print_table(table, pairs[0].meaning.sentences(), by_section)
+    if json:
+        print_json({"prediction": prediction, "reference": reference} | table.as_json())
+    return 0
+
+
+def _print_table(table: ScoreTable, sentences: tuple[str, ...], by_section: bool) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_LETTERS
+    for text in sentences:
+        console.print(text, markup=False)
+    if table.foreground is not None:
+        predicted, truth = table.foreground
+        console.print(f"foreground: {predicted:.2%} of the prediction, {truth:.2%} of the reference")
+    if table.looks_inverted:
+        console.print(
+            "note: prediction and reference disagree on most voxels; if one marks what the other leaves dark, "
+            "use --invert-prediction or --invert-reference"
+        )
+    several = len(table.names) > 1
+    if several:
+        images = Table(*(Column(name, overflow="fold") for name in ("image", *table.rows[0])), box=None)
+        for name, row in zip(table.names, table.rows, strict=True):
+            images.add_row(visible(name), *(_number(value) for value in row.values()))
+        console.print(images)
+        console.print()
+    numbers = ("mean", "95 % interval", "images", "pooled") if several else ("value",)
+    narrow = [Column(name, no_wrap=True) for name in ("score", *numbers, "best")]
+    shown = Table(*narrow, Column("definition", overflow="fold"), box=None)
+    for entry in table.summary:
+        interval = f"{entry.interval[0]:.4f} to {entry.interval[1]:.4f}" if entry.interval else ""
+        pooled = "" if entry.pooled is None else _number(entry.pooled)
+        middle = (interval, str(entry.images), pooled) if several else ()
+        shown.add_row(entry.name, _number(entry.mean), *middle, entry.best, entry.definition)
+    console.print(shown)
+    for number, value in table.class_iou.items():
+        console.print(f"  IoU of class {number}: {_number(value)}")
+    if by_section:
+        console.print("note: sections of one stack resemble each other, so that the interval is too narrow")
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2e}"

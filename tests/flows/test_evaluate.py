@@ -1,0 +1,127 @@
+"""The command and the flow that score: a table, a machine-readable line, one line and exit code 2 for what cannot be scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from tests.conftest import DATA, needs_data
+from tests.flows.test_cli import ROOT, call
+from tests.flows.test_prefect import ask, server  # noqa: F401
+from tests.unet_core.metrics.partitions import alike, partition
+from unet_core import metrics
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions and references of three images."""
+    for name in ("found", "truth"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        ids = partition((23, 31), number)
+        tifffile.imwrite(tmp_path / "found" / f"image-{number}.tif", alike(ids, number).astype(np.uint16))
+        tifffile.imwrite(tmp_path / "truth" / f"image-{number}.tif", ids.astype(np.uint16))
+    return tmp_path / "found", tmp_path / "truth"
+
+
+KNOWN = ("--prediction-is", "ids", "--reference-is", "ids")
+
+
+def test_one_image_gives_values_with_definitions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folders: tuple[Path, Path]
+) -> None:
+    files = [folder / "image-0.tif" for folder in folders]
+    code, out, _ = call(monkeypatch, capsys, "evaluate", *files, *KNOWN, "--metrics", "iou,pq,voi", "--json")
+    assert code == 0
+    last = json.loads(out.splitlines()[-1])
+    quality = metrics.panoptic_quality(*(tifffile.imread(file) for file in files))
+    assert last["scores"]["pq"]["mean"] == quality.pq
+    assert f"{quality.pq:.4f}" in out
+    assert "panoptic quality SQ x RQ" in out
+    assert "H(prediction given reference) in bits" in out
+
+
+def test_folders_give_a_row_an_image_mean_and_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folders: tuple[Path, Path]
+) -> None:
+    code, out, _ = call(monkeypatch, capsys, "evaluate", *folders, *KNOWN, "--metrics", "seg,adapted_rand", "--json")
+    assert code == 0
+    assert all(f"image-{number}" in out for number in range(3))
+    assert "95 % interval" in out
+    last = json.loads(out.splitlines()[-1])
+    assert [row["name"] for row in last["images"]] == ["image-0", "image-1", "image-2"]
+    assert last["scores"]["seg"]["mean"] == pytest.approx(np.mean([row["seg"] for row in last["images"]]))
+    assert "precision" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--metrics", "iuo"), "Did you mean iou"),
+        (("--metrics", "iou", "--ignore", "1.5"), "no whole number"),
+        (("--thresholds", "0.5,x"), "--thresholds is '0.5,x'"),
+        (("--threshold", "2"), "0 to below 1"),
+        (("--class", "nucleus"), "give a number"),
+    ],
+)
+def test_bad_options_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folders: tuple[Path, Path],
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    code, _, err = call(monkeypatch, capsys, "evaluate", *(folder / "image-0.tif" for folder in folders), *KNOWN, *options)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+@needs_data
+def test_polarity_of_the_isbi_labels_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """255 is the cells' interior there; a map of membranes has to be turned round."""
+    labels = DATA / "isbi2012" / "labels.tif"
+    membranes = tmp_path / "membranes.tif"
+    cells = tifffile.imread(labels)
+    tifffile.imwrite(membranes, (cells == 0).astype(np.float32), photometric="minisblack")
+    code, out, _ = call(monkeypatch, capsys, "evaluate", membranes, labels, "--metrics", "iou,pixel_error_max_f")
+    assert code == 0
+    assert "--invert-prediction" in out
+    arguments = ("--metrics", "iou,pixel_error_max_f,pixel_error_fiji", "--invert-prediction", "--json")
+    code, out, _ = call(monkeypatch, capsys, "evaluate", membranes, labels, *arguments)
+    scores = json.loads(out.splitlines()[-1])["scores"]
+    assert [scores[name]["mean"] for name in ("iou", "pixel_error_max_f", "pixel_error_fiji")] == [1, 0, 0]
+    assert "use --invert" not in out
+
+
+@pytest.mark.slow
+def test_the_flow_leaves_a_table_of_the_same_scores(server: dict[str, str], folders: tuple[Path, Path]) -> None:  # noqa: F811
+    code = (
+        "import json, sys; from flows.evaluate import evaluate_archive; "
+        "print(json.dumps(evaluate_archive(sys.argv[1], sys.argv[2], ('seg', 'pq'), "
+        "{'prediction_is': 'ids', 'reference_is': 'ids'})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, folders)],
+        env=os.environ | server,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    scores = json.loads(done.stdout.splitlines()[-1])["scores"]
+    expected = [metrics.seg(alike(partition((23, 31), n), n), partition((23, 31), n)).score for n in range(3)]
+    assert scores["seg"]["mean"] == pytest.approx(np.mean(expected))
+    artifacts = {entry["key"]: entry for entry in ask(server["PREFECT_API_URL"], "/artifacts/filter", {})}
+    rows = json.loads(artifacts["evaluation-scores"]["data"])
+    assert [row["image"] for row in rows] == ["image-0", "image-1", "image-2", "mean"]
+    assert rows[-1]["seg"] == pytest.approx(np.mean(expected))

@@ -1,0 +1,189 @@
+"""What the numbers of a prediction and of a reference mean: which are foreground, classes, ids or probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from unet_core.errors import InputError
+from unet_core.metrics.maps import THRESHOLDS, Average, as_map
+from unet_core.postprocess import connected_components, remove_small, watershed_on_boundaries, watershed_on_distance
+
+PredictionIs = Literal["mask", "classes", "ids", "map"]
+ReferenceIs = Literal["mask", "classes", "ids"]
+Instances = Literal["components", "watershed", "boundary-watershed", "given"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeaningOptions:
+    """How to read two images, and how to make instances of them.
+
+    Args:
+        label: number of the class that is foreground, in what holds classes; any but 0 unless told.
+        threshold: foreground of a probability map is above it.
+        thresholds: of the scores that search for the best one.
+        instances: how ids are made of the prediction: its connected components, a watershed on the distance to background, a
+            watershed on 1 - map, or as given.
+        depth: of the domes (watershed, in the unit of the voxel size) or valleys (boundary-watershed) that become instances;
+            one voxel, or 0.1, unless told.
+        connectivity: of components: how many axes a step may change.
+        min_voxels: instances of the prediction below it are background.
+        invert_prediction: what is low, or 0, is foreground.
+        invert_reference: what is 0 is foreground.
+        ignore: value of the reference whose voxels are left out.
+        average: over the sections of the Rand scores at thresholds: ``micro``, ``macro``, or each score's own way.
+
+    Raises:
+        InputError: if a number has no meaning.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    label: int | None = None
+    threshold: float = 0.5
+    thresholds: tuple[float, ...] = THRESHOLDS
+    instances: Instances | None = None
+    depth: float | None = None
+    connectivity: int = 1
+    min_voxels: int = 0
+    invert_prediction: bool = False
+    invert_reference: bool = False
+    ignore: int | None = None
+    average: Average | None = None
+
+    def __post_init__(self) -> None:
+        levels = (self.threshold, *self.thresholds)
+        if not self.thresholds or not all(0 <= level < 1 for level in levels):
+            raise InputError(f"Thresholds are {', '.join(f'{level:g}' for level in levels)}; they lie in 0 to below 1.")
+        if any(second <= first for first, second in pairwise(self.thresholds)):
+            raise InputError(
+                f"Thresholds are {', '.join(f'{level:g}' for level in self.thresholds)}; give them in ascending order."
+            )
+        if self.depth is not None and not self.depth > 0:
+            raise InputError(f"Depth is {self.depth:g}; domes and valleys have more than 0.")
+        if not 1 <= self.connectivity <= 3 or self.min_voxels < 0:
+            raise InputError(
+                f"Connectivity is {self.connectivity} and the smallest size {self.min_voxels}; give 1 to 3, and 0 or more voxels."
+            )
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the numbers of two images mean.
+
+    Args:
+        prediction_is: ``mask`` (0 and anything else), ``classes``, ``ids`` of instances, or a probability ``map``.
+        reference_is: likewise, no map.
+        options: see there.
+
+    Raises:
+        InputError: if they contradict each other.
+    """
+
+    prediction_is: PredictionIs
+    reference_is: ReferenceIs
+    options: MeaningOptions = MeaningOptions()
+
+    def __post_init__(self) -> None:
+        options = self.options
+        inverted = [(options.invert_prediction, self.prediction_is), (options.invert_reference, self.reference_is)]
+        if (True, "ids") in inverted:
+            raise InputError("Ids of instances cannot be inverted: 0 is their background.")
+        if options.instances == "given" and self.prediction_is != "ids":
+            raise InputError(f"Instances of a prediction that holds {self.prediction_is} are not given; say how to make them.")
+        if options.instances == "boundary-watershed" and self.prediction_is != "map":
+            raise InputError(
+                f"A watershed on boundaries needs a probability map, the prediction holds {self.prediction_is}; use 'watershed'."
+            )
+        if options.instances not in (None, "given") and self.prediction_is == "ids":
+            raise InputError(f"The prediction holds ids, so that its instances are given; leave '{options.instances}' away.")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether class numbers of both are compared, rather than foreground."""
+        return self.prediction_is == self.reference_is == "classes" and self.options.label is None
+
+    @property
+    def ids_are_given(self) -> bool:
+        """Whether both hold ids, so that instances need no whole image in memory."""
+        return self.prediction_is == self.reference_is == "ids" and not self.options.min_voxels
+
+    def predicted_map(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Probability of foreground; 0 or 1 where the prediction is no map."""
+        if self.prediction_is != "map":
+            return self.predicted_foreground(values).astype(np.float32)
+        found = as_map(values)
+        return 1 - found if self.options.invert_prediction else found
+
+    def predicted_foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        if self.prediction_is == "map":
+            return self.predicted_map(values) > np.float32(self.options.threshold)
+        label = self.options.label if self.prediction_is == "classes" else None
+        return _foreground(values, label, self.options.invert_prediction)
+
+    def is_ignored(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Voxels of the reference that are left out."""
+        ignore = self.options.ignore
+        return np.zeros(values.shape, dtype=bool) if ignore is None else np.asarray(values == ignore)
+
+    def reference_foreground(self, values: NDArray[Any]) -> NDArray[np.int8]:
+        """1 on foreground, 0 on background, -1 where the reference is ignored."""
+        label = self.options.label if self.reference_is == "classes" else None
+        inside = _foreground(values, label, self.options.invert_reference).astype(np.int8)
+        return np.where(self.is_ignored(values), np.int8(-1), inside)
+
+    def predicted_instances(self, values: NDArray[Any], voxel_size: tuple[float, ...] | None) -> NDArray[Any]:
+        """Ids of a whole image."""
+        options = self.options
+        if self.prediction_is == "ids":
+            found = values
+        elif options.instances == "watershed":
+            depth = min(voxel_size or (1.0,)) if options.depth is None else options.depth
+            mask = self.predicted_foreground(values)
+            found = watershed_on_distance(mask, h=depth, voxel_size=voxel_size, connectivity=options.connectivity)
+        elif options.instances == "boundary-watershed":
+            depth = 0.1 if options.depth is None else options.depth
+            boundaries, mask = 1 - self.predicted_map(values), self.predicted_foreground(values)
+            found = watershed_on_boundaries(boundaries, mask, h=depth, connectivity=options.connectivity)
+        else:
+            found = connected_components(self.predicted_foreground(values), options.connectivity)
+        return _without_small(found, options.min_voxels)
+
+    def reference_instances(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Ids of a whole image; those of a mask or class are its components. Ignored voxels keep ``options.ignore``, or become -1."""
+        if self.reference_is == "ids":
+            return values
+        inside = self.reference_foreground(values)
+        return np.where(inside < 0, -1, connected_components(inside > 0, self.options.connectivity))
+
+    def sentences(self) -> tuple[str, ...]:
+        """What is foreground, for people."""
+        return (
+            f"prediction: {self.prediction_is}, {self._foreground_of(self.prediction_is, self.options.invert_prediction)}",
+            f"reference: {self.reference_is}, {self._foreground_of(self.reference_is, self.options.invert_reference)}"
+            + ("" if self.options.ignore is None else f"; {self.options.ignore} is ignored"),
+        )
+
+    def _foreground_of(self, holds: str, inverted: bool) -> str:
+        if holds == "map":
+            return f"foreground is {'1 - probability' if inverted else 'probability'} > {self.options.threshold:g}"
+        if holds == "classes" and self.options.label is not None:
+            return f"foreground is {'all but' if inverted else ''} class {self.options.label}".replace("  ", " ")
+        return f"foreground is {'0' if inverted else 'all but 0'}"
+
+
+def _foreground(values: NDArray[Any], label: int | None, inverted: bool) -> NDArray[np.bool_]:
+    inside = values != 0 if label is None else values == label
+    return ~inside if inverted else inside
+
+
+def _without_small(ids: NDArray[Any], min_voxels: int) -> NDArray[Any]:
+    if not min_voxels:
+        return ids
+    _, ranks = np.unique(ids, return_inverse=True)  # ids may be far apart
+    return remove_small(np.where(ids == 0, 0, ranks.reshape(ids.shape) + 1), min_voxels)
