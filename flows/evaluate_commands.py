@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -37,14 +38,20 @@ def evaluate(
     by_section: Flag = False,
     missing: Literal["error", "fill"] = "error",
     memory_gib: float = 8.0,
+    part: Literal["train", "validation", "test"] = "test",
+    root: str | None = None,
+    fold: WholeOrNone = None,
+    symmetries: Literal["none", "flips", "all"] = "none",
+    device: str = "auto",
+    threads: Whole = 1,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
-    """Score a prediction against a reference, or a folder of predictions against one of same-named references.
+    """Score a prediction against a reference, a folder against one of same names, or a model against a data set.
 
     Args:
-        prediction: Result of `unet segment`, image (labels or probability map), or folder of images.
-        reference: Label image, or folder of them.
+        prediction: Result of `unet segment`, image (labels or probability map), folder of images, or a model.
+        reference: Label image, folder of them, or dataset.yaml (with a model).
         metrics: Names with commas: iou dice pixel_accuracy mean_accuracy mean_iu frequency_weighted_iu pixel_error_max_f pixel_error_fiji
             rand_error_2012 v_rand_thinned v_info_thinned warping_error warping_error_splits_mergers adapted_rand v_rand v_info voi seg pq.
         prediction_is: What the prediction's numbers mean: mask (0 and anything else), classes, ids of instances, or a probability map.
@@ -63,10 +70,16 @@ def evaluate(
         by_section: Score each section of a stack by itself.
         missing: What absent chunks of Zarr images mean: an error, or background.
         memory_gib: That one image or section may take.
+        part: Of a data set, that the model is scored on.
+        root: Of a data set, where its relative paths start from.
+        fold: Of a data set with folds.
+        symmetries: That a model's predictions are averaged over.
+        device: Where a model runs: auto, cpu, cuda or cuda:N.
+        threads: CPU threads of a model.
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
-    from unet_core.evaluation import MeaningOptions, OpeningOptions, open_pairs, score_images
+    from unet_core.evaluation import MeaningOptions, OpeningOptions, check_metrics, open_pairs, score_images
     from unet_core.metrics.maps import THRESHOLDS
 
     options = OpeningOptions(
@@ -90,9 +103,30 @@ def evaluate(
         missing=missing,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    pairs = open_pairs(prediction, reference, names, options)
-    table = score_images(pairs, names, options.memory_bytes)
-    _print_table(table, pairs[0].meaning.sentences(), by_section)
+    if reference.endswith((".yaml", ".yml")):
+        from unet_core.predict import resolve_device
+        from unet_core.training.held_out import held_out_pairs
+
+        check_metrics(names)
+        held_out = held_out_pairs(
+            prediction,
+            reference,
+            options.meaning,
+            purpose=part,
+            root=root,
+            fold=fold,
+            foreground=class_,
+            symmetries=symmetries,
+            device=resolve_device(device),
+            threads=threads,
+        )
+        pairs = iter(held_out)
+        first = next(pairs)
+        table = score_images(chain([first], pairs), names, options.memory_bytes)
+    else:
+        first, *others = open_pairs(prediction, reference, names, options)
+        table = score_images([first, *others], names, options.memory_bytes)
+    _print_table(table, first.meaning.sentences(), by_section)
     if json:
         print_json({"prediction": prediction, "reference": reference} | table.as_json())
     return 0

@@ -109,8 +109,15 @@ class Validator:
             ids = None if instances is None else torch.from_numpy(instances).to(self.device)[None]
             inner = classes[(slice(None), *Box.from_shape(box.shape, tuple(before for before, _ in sides)).slices())]
             weights = self.class_weights[inner.clamp(max=len(self.class_weights) - 1)] * (inner != IGNORE)
+            weights = weights * self._inside(part, box)  # what is mirrored would count twice
             found.append(targets(head, classes, ids, weights, sides, self.class_numbers, self.voxel_size))
         return tuple(found)
+
+    def _inside(self, part: Part, box: Box) -> Tensor:
+        """1 within the part, 0 where the tile hangs over it."""
+        inside = torch.zeros(box.shape, device=self.device)
+        inside[box.intersect(part.box).shift(tuple(-first for first in box.start)).slices()] = 1
+        return inside
 
     def _loss(self, predicted: Predicted) -> Tensor:
         options: LossOptions = self.plan.options.loss.model_copy(update={"reduction": "mean"})

@@ -1,0 +1,94 @@
+"""Validation and held-out scores against whole-image passes and plain counting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unet_core.training.datasets import FAST, write_disks
+from unet_core import networks
+from unet_core.errors import InputError
+from unet_core.evaluation import MeaningOptions, score_images
+from unet_core.footprint import footprint
+from unet_core.metrics import iou
+from unet_core.model_package import load_model
+from unet_core.predict import load_predictor
+from unet_core.training.dataset import load_dataset, open_parts
+from unet_core.training.group import single
+from unet_core.training.held_out import held_out_pairs, predict_part
+from unet_core.training.loop import train_rank
+from unet_core.training.parts import Part
+from unet_core.training.planning import plan_training
+from unet_core.training.recipes import make_options
+from unet_core.training.setup import open_validation
+from unet_core.training.validation import Validator
+
+SPLIT = {"split": {"validation": 0.2, "test": 0.4}}
+
+
+def whole_pass(network: torch.nn.Module, part: Part, offset: float, scale: float) -> np.ndarray:
+    """Logits of the whole image, mirrored by numpy."""
+    geometry = footprint(network)
+    (height, width), before = part.image_shape, geometry.before
+    shape = geometry.legal_shape(tuple(a + size + b for a, size, b in zip(before, (height, width), geometry.after, strict=True)))
+    image = part.read_image(part.box)[0].astype(np.float32)
+    padding = [(first, total - first - size) for first, total, size in zip(before, shape, image.shape, strict=True)]
+    padded = np.pad((image - offset) / scale, padding, mode="reflect")
+    with torch.inference_mode():
+        return network(torch.from_numpy(padded.astype(np.float32))[None, None])[0, :, :height, :width].numpy()
+
+
+def test_validation_counts_every_voxel_of_the_part_once(tmp_path: Path) -> None:
+    """Tiles of 24 do not divide images of 61x70; what hangs over is mirrored and must not count."""
+    data = write_disks(tmp_path / "data", **SPLIT)
+    plan = plan_training(str(data), str(tmp_path / "model"), make_options("default", FAST), threads=1)
+    torch.manual_seed(3)
+    network = networks.build("unet", **plan.description.network.arguments).eval()
+    parts = open_validation(plan)
+    scores = Validator(plan, parts, footprint(network), "cpu").scores(network, single())
+    normalisation = plan.description.normalisation
+    confusion = np.zeros((2, 2), dtype=np.int64)
+    for part in parts:
+        predicted = whole_pass(network, part, normalisation.offset[0], normalisation.scale[0]).argmax(0)
+        np.add.at(confusion, (part.read_classes(part.box), predicted), 1)
+    assert scores["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum(), abs=2e-4)
+    assert scores["iou_disk"] == pytest.approx(confusion[1, 1] / (confusion.sum() - confusion[0, 0]), abs=2e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("held-out")
+    data = write_disks(folder / "data", **SPLIT)
+    plan_training(str(data), str(folder / "model"), make_options("default", [*FAST, "steps=6"]), threads=1)
+    train_rank(str(folder / "model"), single())
+    return data, folder / "model"
+
+
+def test_a_part_is_predicted_as_by_one_pass(trained: tuple[Path, Path]) -> None:
+    data, model = trained
+    package = load_model(model)
+    predictor = load_predictor(package, "cpu", "float32", 1)
+    normalisation = package.description.normalisation
+    for part in open_parts(load_dataset(data), 2, "test"):
+        logits = whole_pass(package.network, part, normalisation.offset[0], normalisation.scale[0])
+        expected = torch.softmax(torch.from_numpy(logits), 0).numpy()
+        np.testing.assert_allclose(predict_part(package, predictor, part), expected, atol=1e-5)
+        flipped = predict_part(package, predictor, part, "all")
+        assert 0 < np.abs(flipped - expected).max() < 0.5
+        np.testing.assert_allclose(flipped.sum(0), 1, atol=1e-5)
+
+
+def test_a_model_is_scored_on_the_part_that_was_held_out(trained: tuple[Path, Path]) -> None:
+    data, model = trained
+    table = score_images(held_out_pairs(str(model), str(data), MeaningOptions()), ("iou", "pq"))
+    package = load_model(model)
+    predictor = load_predictor(package, "cpu", "float32", 1)
+    parts = open_parts(load_dataset(data), 2, "test")
+    each = [iou(predict_part(package, predictor, part)[1] > 0.5, part.read_classes(part.box) == 1) for part in parts]
+    assert table["iou"] == pytest.approx(np.mean(each))
+    assert len(table.names) == 2
+    with pytest.raises(InputError, match="classes background, nucleus, data set .* has background, disk"):
+        next(held_out_pairs("nuclei-fluorescence", str(data), MeaningOptions()))

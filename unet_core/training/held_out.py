@@ -1,0 +1,131 @@
+"""Predictions of a model on the parts of a data set, beside their truth, to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unet_core.errors import InputError
+from unet_core.evaluation import Meaning, MeaningOptions, Pair, pair_of_arrays
+from unet_core.geometry import BlockGrid, Box
+from unet_core.model_package import ModelPackage, load_model
+from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.predict import Predictor, load_predictor
+from unet_core.symmetries import SYMMETRIES, SymmetrySet
+from unet_core.training.dataset import load_dataset, open_parts
+from unet_core.training.dataset_description import Purpose
+from unet_core.training.options import IGNORE
+from unet_core.training.parts import Part
+from unet_core.training.statistics import take_statistics
+
+_BLOCK = {2: 1024, 3: 96}  # voxels along each axis that are predicted at once
+_IGNORED_ID = (1 << 31) - 1
+
+
+def held_out_pairs(
+    model: str,
+    dataset: str,
+    options: MeaningOptions,
+    *,
+    purpose: Purpose = "test",
+    root: str | None = None,
+    fold: int | None = None,
+    foreground: str | None = None,
+    symmetries: SymmetrySet = "none",
+    device: str = "cpu",
+    threads: int = 1,
+) -> Iterator[Pair]:
+    """One pair a part: what the model says, and the truth; both whole in memory, one part after another.
+
+    With two classes, or a class named, the prediction is the probability of the foreground, and the truth its instances where the
+    labels have some, else its mask. With more classes both are class numbers.
+
+    Args:
+        model: package or name, with a head of classes.
+        dataset: ``dataset.yaml``, whose classes have the names of the model's, in any order.
+        options: of the scores.
+        purpose: which part of the data set.
+        root: of its relative paths.
+        fold: of its split.
+        foreground: name of the class that is looked for.
+        symmetries: that are averaged over.
+        device: torch name.
+        threads: of a forward pass.
+
+    Raises:
+        InputError: if model and data do not fit each other, with both values.
+    """
+    package = load_model(model)
+    described = load_dataset(dataset, root)
+    names, ours = described.class_names, [label.name for label in package.description.classes]
+    head = package.description.label_head
+    if head is None or head.kind != "classes" or sorted(names) != sorted(ours):
+        raise InputError(
+            f"Model {model} has the classes {', '.join(ours)}, data set {dataset} has {', '.join(names)}; they must be the same."
+        )
+    if foreground is not None and foreground not in names:
+        raise InputError(f"Class '{foreground}' is none of {', '.join(names)}.")
+    chosen = foreground or (names[1] if len(names) == 2 else None)
+    predictor = load_predictor(package, device, "float32", threads)
+    for part in open_parts(described, package.dims, purpose, fold):
+        if part.channels != len(package.description.input_channels):
+            raise InputError(
+                f"Model {model} takes {len(package.description.input_channels)} channels, {part.name} has {part.channels}."
+            )
+        probabilities = predict_part(package, predictor, part, symmetries)[list(head.channels)]
+        probabilities = probabilities[[ours.index(name) for name in names]]
+        yield _pair(part, probabilities, chosen, options)
+
+
+def predict_part(
+    package: ModelPackage, predictor: Predictor, part: Part, symmetries: SymmetrySet = "none"
+) -> NDArray[np.float32]:
+    """Soft-max probabilities (K, *part.box.shape), the image mirrored where it ends, averaged over symmetries of each block."""
+    predictor = replace(predictor, normalisation=_normalisation(package, part))
+    result: NDArray[np.float32] | None = None
+    geometry = package.footprint
+    for block in BlockGrid(part.box.shape, (_BLOCK[part.box.ndim],) * part.box.ndim).blocks():
+        write = block.shift(part.box.start)
+        for symmetry in SYMMETRIES[symmetries]:
+            turned = Box.from_shape(symmetry.turned_shape(write.shape))
+            needed = geometry.read_box(turned)
+            read = symmetry.box_before(needed, write.shape).shift(write.start)
+            logits = predictor.logits(symmetry.turn(part.read_image(read)))
+            logits = logits[(slice(None), *Box.from_shape(turned.shape, geometry.skip).slices())]
+            mean = symmetry.turn_back(torch.softmax(logits, 0)).cpu().numpy() / len(SYMMETRIES[symmetries])
+            if result is None:
+                result = np.zeros((len(mean), *part.box.shape), dtype=np.float32)
+            result[(slice(None), *block.slices())] += mean
+    assert result is not None
+    return result
+
+
+def _normalisation(package: ModelPackage, part: Part) -> Normalisation:
+    stated = package.description.normalisation
+    if stated.kind == "fixed":
+        return Normalisation(offset=stated.offset, scale=stated.scale)
+    if stated.kind == "none":
+        return Normalisation(offset=(0.0,) * part.channels, scale=(1.0,) * part.channels)
+    if stated.kind == "image" and not stated.joint:
+        low, high = np.asarray(take_statistics([part], (stated.low, stated.high)).percentiles)
+        return from_percentiles(low, high, stated.eps)
+    raise InputError(
+        f"Model {package.url} normalises by {stated.kind}, which is not scored on a data set; segment the images and score the results."
+    )
+
+
+def _pair(part: Part, probabilities: NDArray[np.float32], foreground: str | None, options: MeaningOptions) -> Pair:
+    classes, ids = part.read_labels(part.box)
+    ignored = classes == IGNORE
+    if foreground is None:
+        meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE))
+        return pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
+    number = part.class_names.index(foreground)
+    truth = np.where(classes == number, 1 if ids is None else ids, 0)
+    truth[ignored] = _IGNORED_ID
+    meaning = Meaning("map", "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
+    return pair_of_arrays(part.name, probabilities[number], truth, meaning)
