@@ -92,10 +92,14 @@ def train(
 
 def _train_flow(job: TrainingJob) -> dict[str, Any]:
     from flows.prefect_server import check_prefect, start_ephemeral
+    from unet_core.training.dataset import load_dataset
+    from unet_core.training.recipes import make_options
 
     api_url = settings.prefect_api_url()
     if api_url is not None:
         check_prefect(api_url)
+    make_options(job.recipe, job.settings)  # what is mistyped is told in one line, before a server starts
+    load_dataset(job.dataset, job.root)
     settings.apply_defaults()
     if api_url is None:
         start_ephemeral()

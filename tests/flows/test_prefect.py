@@ -21,6 +21,7 @@ import zarr
 from tests.conftest import textured
 from tests.flows.test_signals import STOPPED, segment_arguments, stop
 from tests.unet_core.test_segment import digest
+from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core.job import make_job
 from unet_core.segment import run
 
@@ -157,3 +158,24 @@ def test_the_demonstration_runs_without_any_server(tmp_path: Path) -> None:
     assert Path(summary["picture"]).stat().st_size > 100_000
     again = unet({"PREFECT_API_URL": ""}, "demo", tmp_path / "demo", "--json")
     assert json.loads(again.stdout.splitlines()[-1])["computed"] == 0
+
+
+def test_a_training_on_a_real_server_shows_progress_and_its_validations(server: dict[str, str], tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    settings = [word for setting in FAST for word in ("--set", setting)]
+    done = unet(server, "train", data, tmp_path / "model", *settings, "--threads", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["steps"] == 12
+    runs = ask(server["PREFECT_API_URL"], "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert (runs[0]["state_type"], runs[0]["name"]) == ("COMPLETED", "model on dataset.yaml")
+    found = ask(server["PREFECT_API_URL"], "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
+    by_key = {entry["key"]: entry for entry in found}
+    assert by_key["training-progress"]["data"] == 100
+    table = json.loads(by_key["training-validations"]["data"])
+    assert [row["step"] for row in table] == [6, 12]
+    assert table[-1]["iou"] == pytest.approx(summary["validation"]["iou"]) or summary["best_step"] == 6
+    before = ask(server["PREFECT_API_URL"], "/flow_runs/count", {})
+    bad = unet(server, "train", data, tmp_path / "other", "--set", "stepps=3")
+    assert (bad.returncode, "did you mean 'steps'" in bad.stderr) == (2, True)
+    assert ask(server["PREFECT_API_URL"], "/flow_runs/count", {}) == before

@@ -115,6 +115,8 @@ class _Trainer:
                 report = replace(report, crops_per_second=speed, best_step=self.best["step"])
                 if log is not None:
                     log.write(report)
+                    if report.scores:
+                        log.draw_curves(self.options.best)
                     self.on_step(report)
                 if self._out_of_patience():
                     break
@@ -228,8 +230,15 @@ class _Trainer:
                 "seed": self.options.seed,
                 "next_sample": self.step * self.options.crops.per_step,
             }
-            save_checkpoint(self.store, Checkpoint(self.step, state, tensors))
-            prune(self.store, self.best["step"])
+            try:
+                save_checkpoint(self.store, Checkpoint(self.step, state, tensors))
+                prune(self.store, self.best["step"])
+            except OSError as error:
+                kept = latest_checkpoint(self.store)[0]
+                raise UnetCoreError(
+                    f"The checkpoint of step {self.step} cannot be written to {self.store.url} ({error.strerror}); the last good one is "
+                    f"{f'that of step {kept.step}' if kept else 'none'}. Make room, and run the same command again to go on from it."
+                ) from error
         self.group.barrier()
 
     def _restore(self) -> None:

@@ -14,7 +14,7 @@ from unet_core.training.validation_picture import draw_validation
 if TYPE_CHECKING:
     from unet_core.training.validation import Predicted
 
-LOG = "log.csv"
+LOG, CURVES = "log.csv", "curves.png"
 _FIRST_COLUMNS = ("step", "loss", "rate", "crops_per_second")
 
 
@@ -101,6 +101,12 @@ class Log:
 
         self._board.add_image("validation", np.asarray(sheet), step, dataformats="HWC")
         return name
+
+    def draw_curves(self, score: str) -> None:
+        """Draw ``curves.png``: the loss of crops, and a score of the validation, so far."""
+        from unet_core.training.curves import draw_curves
+
+        draw_curves({"this training": read_log(self.folder)}, score).save(self.folder / CURVES)
 
     def close(self) -> None:
         """Flush and close."""

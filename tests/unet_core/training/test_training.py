@@ -17,7 +17,7 @@ from PIL import Image
 from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core.errors import InputError, ResumeError, UnetCoreError
 from unet_core.model_package import load_model
-from unet_core.training.checkpoints import latest_checkpoint
+from unet_core.training.checkpoints import latest_checkpoint, steps_saved
 from unet_core.training.group import single
 from unet_core.training.loop import train_rank
 from unet_core.training.plan import training_store
@@ -95,6 +95,37 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, settings: tuple
     assert [row["step"] for row in read_log(killed / "training")] == [*range(1, 13)]
     same = latest_checkpoint(training_store(str(killed)))[0], latest_checkpoint(training_store(str(tmp_path / "whole")))[0]
     assert all(torch.equal(tensor, same[1].tensors[name]) for name, tensor in same[0].tensors.items())
+
+
+_WITHOUT_ROOM = """
+import resource, sys
+from unet_core.training.group import single
+from unet_core.training.loop import train_rank
+from unet_core.errors import UnetCoreError
+def fill(report):
+    if report.step == 5:  # after the checkpoint of step 4: from now on no file may be larger than 8 KiB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    train_rank(sys.argv[1], single(), fill)
+except UnetCoreError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_finds_no_room_is_told_and_the_last_good_one_stays(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    settings = ("validate_every=12",)
+    train(data, tmp_path / "whole", *settings)
+    out = tmp_path / "model"
+    plan_training(str(data), str(out), make_options("default", [*FAST, *settings]), threads=1)
+    process = subprocess.run([sys.executable, "-c", _WITHOUT_ROOM, str(out)], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert "checkpoint of step 8 cannot be written" in process.stderr
+    assert "that of step 4" in process.stderr
+    assert steps_saved(training_store(str(out))) == (4,)
+    train_rank(str(out), single())
+    assert weights_of(out) == weights_of(tmp_path / "whole")
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
