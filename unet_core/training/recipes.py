@@ -30,7 +30,7 @@ _NO_AUGMENTATION = {
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
         "network": {"name": "unet", "arguments": {"base": 16, "levels": 4, "batch_norm": True, "dropout": 0.1}},
-        "weights": {"w0": 5.0},
+        "weights": {"balance": False, "w0": 5.0},  # balanced classes would make probabilities of rare ones too large
         "loss": {"dice": 0.5},
         "crops": {"positions": "mixed"},
     },
