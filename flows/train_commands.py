@@ -31,6 +31,7 @@ def train(
     loaders: WholeOrNone = None,
     restarts: Whole = 3,
     device: str = "auto",
+    plan_only: Flag = False,
     flow: Flag = False,
     json: Flag = False,
     debug: Flag = False,
@@ -52,11 +53,12 @@ def train(
         loaders: Processes of each rank that read crops ahead.
         restarts: How often a group of ranks is formed anew after one died.
         device: auto, cpu, cuda or cuda:N.
+        plan_only: Check and plan, and stop before the first step, e.g. for torchrun.
         flow: Run as a Prefect flow even when no Prefect API is configured.
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
-    from flows.training import TrainingJob, train_plainly
+    from flows.training import TrainingJob, plan_job, train_plainly
 
     job = TrainingJob(
         dataset=dataset,
@@ -74,6 +76,10 @@ def train(
         restarts=restarts,
         device=device,
     )
+    if plan_only:
+        plan = plan_job(job, _note)
+        print(f"planned in {model_out}: {plan.options.steps} steps of {plan.options.crops.per_step} crops on {plan.ranks} ranks")
+        return 0
     if flow or settings.prefect_api_url() is not None:
         summary = _train_flow(job)
     else:
@@ -81,13 +87,17 @@ def train(
 
         show, close = training_progress()
         try:
-            summary = train_plainly(job, show, lambda line: print(line, file=sys.stderr, flush=True))
+            summary = train_plainly(job, show, _note)
         finally:
             close()
     _print_summary(summary)
     if json:
         print_json(summary)
     return 0
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _train_flow(job: TrainingJob) -> dict[str, Any]:

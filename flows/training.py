@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
 from unet_core.training.watching import StepReport
+
+if TYPE_CHECKING:
+    from unet_core.training.plan import TrainingPlan
 
 
 class TrainingJob(BaseModel):
@@ -34,6 +37,20 @@ class TrainingJob(BaseModel):
     device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
 
 
+def plan_job(job: TrainingJob, note: Callable[[str], None] = lambda line: None) -> TrainingPlan:
+    """Plan a training, or find it planned; nothing is trained.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    from unet_core.training.planning import plan_training
+    from unet_core.training.recipes import make_options
+
+    options = make_options(job.recipe, job.settings)
+    asked = {"root": job.root, "fold": job.fold, "init": job.init, "freeze": job.freeze}
+    return plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
+
+
 def train_plainly(
     job: TrainingJob,
     show: Callable[[StepReport], None] = lambda report: None,
@@ -54,13 +71,9 @@ def train_plainly(
         UnetCoreError: as the training met it; its checkpoints are kept.
     """
     from unet_core.predict import resolve_device
-    from unet_core.training.planning import plan_training
-    from unet_core.training.recipes import make_options
 
-    device = str(resolve_device(job.device))
-    options = make_options(job.recipe, job.settings)
-    asked = {"root": job.root, "fold": job.fold, "init": job.init, "freeze": job.freeze}
-    plan = plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
+    device = str(resolve_device(job.device))  # a GPU that is not there is told first
+    plan = plan_job(job, note)
     how = Supervision(ranks=plan.ranks, threads=plan.threads, device=device, restarts=job.restarts, loaders=job.loaders)
     cluster = job.cluster or ("serial" if plan.ranks == 1 else "local")
 
