@@ -266,20 +266,6 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Name and both values of the first field in which two JSON values differ, or None."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(
-            old.keys() | new.keys(),
-            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "tile_shape"), key),
-        ):  # what explains the rest first
-            found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-            if found:
-                return found
-        return None
-    return None if old == new else (name, old, new)
-
-
 def pyramid(shape: Shape, voxel_size: tuple[float, ...] | None) -> tuple[LevelPlan, ...]:
     """The levels of the output, the finest first.
 

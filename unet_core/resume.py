@@ -10,7 +10,7 @@ from unet_core.errors import ResumeError
 from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
-from unet_core.plan import Plan, Stage, first_difference
+from unet_core.plan import Plan, Stage
 from unet_core.planning import Planned
 from unet_core.store import Store, open_store
 
@@ -36,6 +36,20 @@ def check_output(planned: Planned, output_url: str) -> bool:
             f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
         )
     return True
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Name and both values of the first field in which two JSON values differ, or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(
+            old.keys() | new.keys(),
+            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "tile_shape"), key),
+        ):  # what explains the rest first
+            found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else (name, old, new)
 
 
 def prepare(planned: Planned, output_url: str) -> Request:
