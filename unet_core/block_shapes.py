@@ -5,11 +5,17 @@ from __future__ import annotations
 from unet_core.errors import GridError
 from unet_core.geometry import Shape
 
+# Longest sides of a chunk. Stacks of sections are mostly looked at section by section, and sampled finer along y and x.
+CHUNK_LIMITS, STACK_CHUNK_LIMITS = {2: (256, 256), 3: (64, 64, 64)}, (16, 128, 128)
 
-def chunk_shape_for(block_shape: Shape) -> Shape:
-    """The largest chunk that divides a block and is no longer than 256 voxels in 2D, 64 in 3D."""
-    limit = 256 if len(block_shape) == 2 else 64
-    return tuple(max(size for size in range(1, min(limit, block) + 1) if block % size == 0) for block in block_shape)
+
+def chunk_shape_for(block_shape: Shape, by_section: bool = False) -> Shape:
+    """The largest chunk that divides a block and is no longer than 256 voxels in 2D, 64 in 3D; in a stack, 16 sections of 128."""
+    limits = STACK_CHUNK_LIMITS if by_section else CHUNK_LIMITS[len(block_shape)]
+    return tuple(
+        max(size for size in range(1, min(limit, block) + 1) if block % size == 0)
+        for limit, block in zip(limits, block_shape, strict=True)
+    )
 
 
 def check_block_shape(block_shape: Shape, stride: Shape, what: str = "Block", of: str = "the network's stride") -> None:
@@ -26,7 +32,7 @@ def check_block_shape(block_shape: Shape, stride: Shape, what: str = "Block", of
     """
     if len(block_shape) != len(stride):
         raise GridError(
-            f"{what} shape {block_shape} has {len(block_shape)} axes, the network {len(stride)}; give one size an axis."
+            f"{what} shape {block_shape} has {len(block_shape)} axes, {len(stride)} are wanted ({'zyx'[-len(stride) :]}); give one size an axis."
         )
     for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
         if size % step:

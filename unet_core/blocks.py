@@ -20,8 +20,9 @@ from unet_core.pass_memory import PassMemory
 from unet_core.passes import read_box_of
 from unet_core.plan import ITEM_BYTES, ImagePlan
 from unet_core.schedule import check_streams
+from unet_core.sections import choose_depth, thinner
 from unet_core.streaming import AXIS
-from unet_core.volumes.chunk_cache import cache_bytes, reading_bytes
+from unet_core.volumes.chunk_cache import CACHE_BYTES, cache_bytes, reading_bytes
 
 # Tried in this order until one fits the memory and leaves enough blocks. In strips, length costs no memory.
 BLOCK_SIZES = {2: (1024, 512, 256, 128), 3: (128, 96, 64, 32)}
@@ -46,6 +47,7 @@ FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so tha
 # Operations over those of one pass that this may cost, and that two blocks may cost where there would be one.
 MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
 NEARLY = 1.05  # over the cheapest blocks, where none stay below that
+MOST_DECODED = 8  # times that a chunk of a stack is decoded, above which the user is warned
 COPIES = 4  # of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values
 
 
@@ -59,17 +61,20 @@ def choose_blocks(
         FootprintError: if the user asks for strips, and a network has a layer that cannot run in them.
         MemoryBudgetError: if nothing fits, with both numbers.
     """
-    stride, image_shape = ensemble.stride, source.spatial_shape
+    image_shape, dims = source.spatial_shape, ensemble.dims
+    stride = (1,) * (len(image_shape) - dims) + ensemble.stride
     strips = _strips(job, ensemble, device.partition(":")[0])
     if job.block_shape is not None:
         check_block_shape(job.block_shape, stride)
-        candidates: list[Shape] = [job.block_shape]
+        shapes = [fit_block_shape(job.block_shape, image_shape, stride)]
     else:
-        candidates = usual_shapes(ensemble.dims, stride, streamed=bool(strips))
+        shapes = stacked_shapes(usual_shapes(dims, ensemble.stride, streamed=bool(strips)), image_shape, ensemble)
+        shapes = shapes[_first_choice(ensemble, shapes, image_shape) :]
+        if len(image_shape) > dims:
+            shapes = [thin for shape in shapes for thin in thinner(shape)]
     allowed = int(job.memory_gib * GIB)
-    shapes = list(dict.fromkeys(fit_block_shape(candidate, image_shape, stride) for candidate in candidates))
-    needed, memory = 0, PassMemory(ensemble, image_shape, job.precision)
-    for shape in shapes[_first_choice(ensemble, shapes, image_shape) :]:
+    needed, memory = 0, PassMemory(ensemble, image_shape[-dims:], job.precision)
+    for shape in shapes:
         read = read_box_of(ensemble.passes, Box.from_shape(shape), image_shape).shape
         for strip in strips or (None,):
             needed = _needed(memory, source, images, shape, read, strip)
@@ -85,6 +90,18 @@ def usual_shapes(dims: int, stride: Shape, streamed: bool) -> list[Shape]:
     """Block shapes to try for networks of a stride, the largest first, in whole strides."""
     usual = STREAMED_SIZES[dims] if streamed else tuple((size,) * dims for size in BLOCK_SIZES[dims])
     return [tuple(-(-size // step) * step for size, step in zip(shape, stride, strict=True)) for shape in usual]
+
+
+def stacked_shapes(usual: list[Shape], image_shape: Shape, ensemble: Ensemble) -> list[Shape]:
+    """Usual block shapes cut down to the image, each once; in a stack, with as many sections as make a block of usual size."""
+    dims = ensemble.dims
+    fitted = dict.fromkeys(fit_block_shape(shape, image_shape[-dims:], ensemble.stride) for shape in usual)
+    if len(image_shape) == dims:
+        return list(fitted)
+    columns = (BlockGrid(image_shape[-dims:], shape).block_count for shape in fitted)
+    return [
+        (choose_depth(shape, image_shape[0], count, FEWEST_BLOCKS), *shape) for shape, count in zip(fitted, columns, strict=True)
+    ]
 
 
 def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
@@ -126,8 +143,9 @@ def _first_choice(ensemble: Ensemble, shapes: list[Shape], image_shape: Shape) -
     """Which of some block shapes, the largest first, to take if memory allows: the first that leaves enough blocks, of those that
     compute hardly more than one pass over the image would."""
     dims, counts = ensemble.dims, [BlockGrid(image_shape, shape).block_count for shape in shapes]
-    costs = [_operations(ensemble, shape, image_shape) for shape in shapes]
-    one = _operations(ensemble, fit_block_shape(image_shape, image_shape, ensemble.stride), image_shape)
+    seen = image_shape[-dims:]  # all sections of a stack cost the same
+    costs = [_operations(ensemble, shape[-dims:], seen) for shape in shapes]
+    one = _operations(ensemble, fit_block_shape(seen, seen, ensemble.stride), seen)
     most = MAX_REDUNDANCY[dims] * one
     cheap = [index for index, cost in enumerate(costs) if cost <= (most if min(costs) <= most else NEARLY * min(costs))]
     chosen = next((index for index in cheap if counts[index] >= FEWEST_BLOCKS), cheap[-1])
@@ -160,9 +178,23 @@ def _needed(
     # Freed activations stay with the process, so that what comes before and after the network adds to it.
     beside = prod(shape) * voxel_bytes(images) + memory.ensemble.input_channels * prod(read) * source.volume.dtype.itemsize
     beside += input_bytes(source, read)
-    return memory.network_bytes(shape, strip) + memory.readout_bytes(images, shape, strip) + beside
+    seen = shape[-memory.ensemble.dims :]
+    return memory.network_bytes(seen, strip) + memory.readout_bytes(images, seen, strip) + beside
 
 
 def input_bytes(source: Source, read: Shape) -> int:
     """What reading a block ahead needs while another one computes, and the chunks that are kept for the blocks that follow."""
     return reading_bytes(source.volume, read) + cache_bytes(source.volume, read)
+
+
+def deep_chunks(source: Source, block_shape: Shape) -> list[str]:
+    """A warning if the blocks of a stack are so much thinner than the image's chunks that these are decoded again and again."""
+    volume, depth = source.volume, block_shape[0]
+    sections = min(volume.chunk_shape[0], source.spatial_shape[0])
+    layer = sections * prod(source.spatial_shape[1:]) * source.channel_count * volume.dtype.itemsize
+    if volume.layout.is_mapped or layer <= CACHE_BYTES or sections < MOST_DECODED * depth:
+        return []
+    return [
+        f"Chunks of the image hold {sections} sections, blocks {depth}, so that each chunk is decoded {sections // depth} times; blocks "
+        f"of more sections (--block-shape {sections},512,512) decode less, and compute more twice."
+    ]

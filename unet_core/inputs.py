@@ -1,4 +1,4 @@
-"""The volume that a job means: opened, at the resolution of the model, with the axes the network works on. Reads no voxel."""
+"""The volume that a job means: opened, at the resolution of the model, with the axes of the result. Reads no voxel."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ LEVEL_TOLERANCE = 0.1  # a level whose voxels differ by less than this from the 
 
 @dataclass(frozen=True)
 class Source:
-    """A volume as the network sees it.
+    """A volume as it is segmented.
 
     Args:
         volume: the opened image at the chosen level.
-        axes: spatial axes that the network sees; a z axis of one section is left out for 2D networks.
+        axes: spatial axes of the result. A 2D network sees the sections of a stack one after another, all axes but the first; the z
+            axis of a single section is left out.
     """
 
     volume: Volume
@@ -60,7 +61,8 @@ class Input:
 
     Args:
         source: what is read.
-        voxel_size: along the source's axes in micrometre, or None when unknown.
+        voxel_size: along the source's axes in micrometre, or None when one of them is unknown.
+        seen_voxel_size: likewise along the network's axes.
         scale: what the output states, along the source's axes, in ``unit``.
         translation: likewise.
         unit: of both, or None.
@@ -68,6 +70,7 @@ class Input:
 
     source: Source
     voxel_size: tuple[float, ...] | None
+    seen_voxel_size: tuple[float, ...] | None
     scale: tuple[float, ...]
     translation: tuple[float, ...]
     unit: str | None
@@ -85,7 +88,7 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
         VolumeError: if the image does not fit the model, with both values and what to do.
     """
     volume = _open(job, choose_level(job, model, dims))
-    axes = _network_axes(volume, dims, model.name)
+    axes = _axes(volume, dims, model.name)
     if volume.channel_count != len(model.input_channels):
         wanted = len(model.input_channels)
         remedy = "choose a model for this kind of image"
@@ -98,14 +101,15 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     check_trained_dtype(volume, model)
     keep = len(axes)
     source = Source(volume, axes)
-    stated = _stated_voxel_size(job, volume)
-    if stated is not None:
+    stated = _stated_voxel_size(job, volume, dims)
+    seen = stated and stated[-dims:]
+    if stated is not None and len(stated) == len(volume.spatial_axes):
         size = stated[-keep:]
         # What is measured in voxels stays, also where the user says another voxel size than the image.
         moved = zip(volume.translation, volume.scale, stated, strict=True)
         translation = tuple(move / step * size for move, step, size in moved)[-keep:]
-        return Input(source, size, size, translation, "micrometer")
-    return Input(source, None, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
+        return Input(source, size, seen, size, translation, "micrometer")
+    return Input(source, None, seen, volume.scale[-keep:], volume.translation[-keep:], volume.unit)
 
 
 def check_trained_dtype(volume: Volume, model: ModelDescription) -> None:
@@ -148,18 +152,18 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
     if job.level is not None or model.voxel_size_um == "unknown":
         return job.level or 0
     wanted = model.voxel_size_um
-    finest = _stated_voxel_size(job, volume)
+    finest = _stated_voxel_size(job, volume, dims)
     if finest is None:
         raise VolumeError(
             f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} does not say its voxel size; "
             "state it with --voxel-size, or choose with --level."
         )
-    for entry, size in zip(volume.levels, _level_sizes(job, volume), strict=True):
+    for entry, size in zip(volume.levels, _level_sizes(job, volume, dims), strict=True):
         if size is not None and all(
             abs(have / want - 1) <= LEVEL_TOLERANCE for have, want in zip(size[-dims:], wanted, strict=True)
         ):
             return entry.index
-    sizes = ((entry.index, size) for entry, size in zip(volume.levels, _level_sizes(job, volume), strict=True))
+    sizes = ((entry.index, size) for entry, size in zip(volume.levels, _level_sizes(job, volume, dims), strict=True))
     have = "; ".join(f"level {index}: {_um(size[-dims:]) if size else 'unknown'}" for index, size in sizes)
     raise VolumeError(
         f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
@@ -171,13 +175,15 @@ def _open(job: SegmentationJob, level: int) -> Volume:
     return open_volume(job.image, level, series=job.series, time=job.time, channels=job.channels, missing=job.missing)
 
 
-def _stated_voxel_size(job: SegmentationJob, volume: Volume) -> tuple[float, ...] | None:
+def _stated_voxel_size(job: SegmentationJob, volume: Volume, dims: int) -> tuple[float, ...] | None:
     """Voxel size of the opened level in micrometre: the user's word, else the image's."""
-    return _level_sizes(job, volume)[volume.level if volume.level < len(volume.levels) else 0]
+    return _level_sizes(job, volume, dims)[volume.level if volume.level < len(volume.levels) else 0]
 
 
-def _level_sizes(job: SegmentationJob, volume: Volume) -> list[tuple[float, ...] | None]:
+def _level_sizes(job: SegmentationJob, volume: Volume, dims: int) -> list[tuple[float, ...] | None]:
     """Voxel size of every level in micrometre: as the image states it, or the user's word for level 0, coarsened as the image is.
+
+    For a 2D network the user may leave out the distance of sections, if it is not known.
 
     Raises:
         VolumeError: if the user's word has another number of axes than the image.
@@ -185,17 +191,15 @@ def _level_sizes(job: SegmentationJob, volume: Volume) -> list[tuple[float, ...]
     stated = [entry.voxel_size for entry in volume.levels]
     if job.voxel_size_um is None:
         return stated
-    spatial = volume.spatial_axes
-    if len(job.voxel_size_um) != len(spatial):
-        raise VolumeError(
-            f"--voxel-size has {len(job.voxel_size_um)} numbers, the image has the axes {spatial}; give one an axis."
-        )
+    spatial, count = volume.spatial_axes, len(job.voxel_size_um)
+    if count not in (len(spatial), min(dims, len(spatial))):
+        raise VolumeError(f"--voxel-size has {count} numbers, the image has the axes {spatial}; give one an axis.")
     base, sizes = stated[0], []
     for entry, own in zip(volume.levels, stated, strict=True):
         shapes = zip(_spatial(volume, volume.levels[0].shape), _spatial(volume, entry.shape), strict=True)
         known = base is not None and own is not None
         factors = [b / a for a, b in zip(base, own, strict=True)] if known else [whole / part for whole, part in shapes]  # type: ignore[arg-type]
-        sizes.append(tuple(step * factor for step, factor in zip(job.voxel_size_um, factors, strict=True)))
+        sizes.append(tuple(step * factor for step, factor in zip(job.voxel_size_um, factors[-count:], strict=True)))
     return list(sizes)
 
 
@@ -203,16 +207,14 @@ def _spatial(volume: Volume, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[-len(volume.spatial_axes) :]
 
 
-def _network_axes(volume: Volume, dims: int, model_name: str) -> str:
+def _axes(volume: Volume, dims: int, model_name: str) -> str:
     axes = volume.spatial_axes
-    if len(axes) == dims:
-        return axes
-    if dims == 2 and volume.spatial_shape[0] == 1:
-        return axes[1:]
-    raise VolumeError(
-        f"Model '{model_name}' works in {dims}D, the image has the axes {axes} with {volume.spatial_shape} voxels; "
-        f"choose a {len(axes)}D model" + (" or an image of one section." if dims == 2 else ".")
-    )
+    if len(axes) < dims:
+        raise VolumeError(
+            f"Model '{model_name}' works in {dims}D, the image has the axes {axes} with {volume.spatial_shape} voxels; "
+            f"choose a {len(axes)}D model."
+        )
+    return axes[1:] if len(axes) > dims and volume.spatial_shape[0] == 1 else axes
 
 
 def _um(size: tuple[float, ...]) -> str:

@@ -21,7 +21,7 @@ from unet_core.store import Store
 
 
 def images_of(
-    kind: str, classes: tuple[LabelName, ...], probabilities: str, others: tuple[Head, ...] = ()
+    kind: str, classes: tuple[LabelName, ...], probabilities: str, others: tuple[Head, ...] = (), by_section: bool = False
 ) -> tuple[ImagePlan, ...]:
     """The images that an output holds.
 
@@ -30,8 +30,10 @@ def images_of(
         classes: of the model.
         probabilities: "none", "uint8" or "float32".
         others: the model's other heads, kept where probabilities are; distances, which may be negative, always as float32.
+        by_section: whether a 2D model makes a stack: its affinities then are with voxels of the same section.
     """
     heads: tuple[ImagePlan, ...] = ()
+    lead = (0,) * by_section
     if probabilities != "none":
         heads = tuple(
             ImagePlan(
@@ -39,7 +41,12 @@ def images_of(
                 kind="head",
                 channels=len(head.channels),
                 dtype="float32" if head.kind == "distance" else probabilities,
-                head=HeadPlan(name=head.name, kind=head.kind, offsets=head.offsets, scale=head.scale),
+                head=HeadPlan(
+                    name=head.name,
+                    kind=head.kind,
+                    offsets=head.offsets and tuple(lead + offset for offset in head.offsets),
+                    scale=head.scale,
+                ),
             )
             for folder, head in zip(
                 _folder_names([(head.name, number) for number, head in enumerate(others, 1)]), others, strict=True

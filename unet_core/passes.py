@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from unet_core.footprint import Footprint
 from unet_core.geometry import Box, Shape
+from unet_core.sections import join, split
 from unet_core.symmetries import Symmetry
 
 
@@ -60,8 +61,13 @@ class Pass:
 
 
 def read_box_of(passes: tuple[Pass, ...], box: Box, image_shape: Shape) -> Box:
-    """The smallest box that holds what every pass reads for a block or tile of an image: it is read once for all of them."""
-    return around(tuple(step.read_box(box, image_shape) for step in passes))
+    """The smallest box that holds what every pass reads for a block or tile of an image: it is read once for all of them.
+
+    Of a stack that is seen section by section, the sections of the block and no others.
+    """
+    dims = passes[0].footprint.dims
+    sections, inside = split(box, dims)
+    return join(sections, around(tuple(step.read_box(inside, image_shape[-dims:]) for step in passes)))
 
 
 def around(boxes: tuple[Box, ...]) -> Box:

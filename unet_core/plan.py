@@ -157,9 +157,10 @@ class Plan(_Record):
         exact: False if the result depends on ``tile_shape``, because layers of the network look at a whole tile at once.
         tile_shape: of the boxes that such a network runs in, a grid from the image's origin; blocks are whole numbers of
             them. None for exact plans, whose JSON leaves it out.
-        strip: rows of the first axis that the network is fed at a time; None for whole boxes, and left out of the JSON then.
+        strip: rows of the network's first axis that it is fed at a time; None for whole boxes, and left out of the JSON then.
         further_models: whose probabilities are averaged with those of ``model``; left out of the JSON if there are none.
         symmetries: that probabilities are averaged over; left out of the JSON if it is "none".
+        by_section: whether a 2D network sees the stack (z, y, x) one section after the other; left out of the JSON if not.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -168,6 +169,7 @@ class Plan(_Record):
     model: ModelPlan
     further_models: tuple[ModelPlan, ...] = ()
     symmetries: SymmetrySet = "none"
+    by_section: bool = False
     footprint: FootprintPlan
     precision: Precision
     threads: int
@@ -198,6 +200,10 @@ class Plan(_Record):
         for what, larger, smaller in (("tiles", self.block_shape, self.pass_shape), ("strides", self.pass_shape, near.stride)):
             if any(size % step for size, step in zip(larger, smaller, strict=True)):
                 raise _unfit(f"a shape of {larger} should be a whole number of {what} of {smaller}")
+        if self.by_section:
+            alone = (near.before[0], near.after[0], near.stride[0], near.skip[0], (self.tile_shape or (1,))[0])
+            if self.spatial_axes != "zyx" or alone != (0, 0, 1, 0, 1):
+                raise _unfit("a plan by section should have the axes zyx, and nothing around a section along z")
         if not any(image.kind == "labels" for image in self.images):
             raise _unfit("images should hold labels")
         if any((image.kind == "head") != (image.head is not None) for image in self.images):
@@ -215,7 +221,13 @@ class Plan(_Record):
         """The plan as stored."""
         without = {name for name in ("tile_shape", "strip") if getattr(self, name) is None}
         without |= {name for name in ("further_models", "symmetries") if getattr(self, name) in ((), "none")}
+        without |= {"by_section"} if not self.by_section else set()
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
+
+    @property
+    def network_axes(self) -> str:
+        """The axes that the network sees."""
+        return self.spatial_axes[1:] if self.by_section else self.spatial_axes
 
     @property
     def models(self) -> tuple[ModelPlan, ...]:

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
-from unet_core.block_shapes import chunk_shape_for, fit_block_shape
-from unet_core.blocks import BLOCK_SIZES, choose_blocks, input_bytes, voxel_bytes
+from unet_core.block_shapes import chunk_shape_for
+from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, stacked_shapes, voxel_bytes
 from unet_core.ensemble import Ensemble, check_alike
 from unet_core.errors import VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
@@ -31,6 +31,7 @@ from unet_core.plan import (
 )
 from unet_core.planning_checks import check_approximate, check_symmetries, labels_of
 from unet_core.predict import check_precision, resolve_device
+from unet_core.sections import thinner
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
 
@@ -61,6 +62,7 @@ class Planned:
             "voxel_size": f"{plan.scale} {plan.unit}" if plan.unit else "unknown",
             "model": f"{plan.model.name}, {plan.model.kind}: {', '.join(entry.name for entry in plan.model.classes)}",
             **_averaging(plan),
+            **({"sections": f"2D model, section by section: {finest.shape[0]} sections along z"} if plan.by_section else {}),
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
             + (" (a region of them)" if self.request.roi else ""),
             "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
@@ -69,7 +71,7 @@ class Planned:
             **({"tiles": f"{plan.tile_shape} voxels, seen whole by {', '.join(self.whole_box)}"} if plan.tile_shape else {}),
             **(
                 {
-                    "strips": f"{plan.strip} {'rows' if len(plan.block_shape) == 2 else 'sections'} along {plan.spatial_axes[0]} at a time"
+                    "strips": f"{plan.strip} {'rows' if len(plan.network_axes) == 2 else 'sections'} along {plan.network_axes[0]} at a time"
                 }
                 if plan.strip
                 else {"strips": f"none; whole {'tiles' if plan.tile_shape else 'blocks'} at once"}
@@ -97,13 +99,14 @@ def resolve(job: SegmentationJob) -> Planned:
     head, kind = labels_of(ensemble)
     check_approximate(job, ensemble)
     opened = inputs.open_input(job, description, ensemble.dims)
-    check_symmetries(job, description, opened.voxel_size)
+    check_symmetries(job, description, opened.seen_voxel_size)
     source, volume = opened.source, opened.source.volume
     for package in ensemble.packages[1:]:
         inputs.check_trained_dtype(volume, package.description)
     shape = source.spatial_shape
+    lead = len(shape) - ensemble.dims  # 1 in a stack that is seen section by section: nothing lies around a section along z
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
-    images = output.images_of(kind, classes, job.probabilities, description.other_heads)
+    images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead))
     tile_shape: Shape | None = None
     strip: int | None = None
     if ensemble.whole_box:
@@ -143,11 +146,12 @@ def resolve(job: SegmentationJob) -> Planned:
         model=models[0],
         further_models=models[1:],
         symmetries=job.symmetries,
+        by_section=bool(lead),
         footprint=FootprintPlan(
-            before=before,
-            after=after,
-            stride=ensemble.stride,
-            skip=ensemble.skip,
+            before=(0,) * lead + before,
+            after=(0,) * lead + after,
+            stride=(1,) * lead + ensemble.stride,
+            skip=(0,) * lead + ensemble.skip,
             read_shape=read_box_of(ensemble.passes, Box.from_shape(tile_shape or block_shape), shape).shape,
         ),
         precision=job.precision,
@@ -157,7 +161,7 @@ def resolve(job: SegmentationJob) -> Planned:
         block_shape=block_shape,
         tile_shape=tile_shape,
         strip=strip,
-        chunk_shape=chunk_shape_for(block_shape),
+        chunk_shape=chunk_shape_for(block_shape, bool(lead)),
         levels=pyramid(shape, opened.voxel_size),
         images=images,
         spatial_axes=source.axes,
@@ -183,6 +187,8 @@ def resolve(job: SegmentationJob) -> Planned:
             f"{part}s (--{part}-shape, --memory-gib) compute less twice."
         )
     warnings += _exactness_warnings(job, ensemble, tile_shape)
+    if lead:
+        warnings += deep_chunks(source, block_shape)
     if absent:
         warnings.append(
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
@@ -229,20 +235,24 @@ def _whole_tiles(
         images: that the job keeps.
         most: that any job of this model would keep.
     """
-    dims, stride, shape, passes = ensemble.dims, ensemble.stride, source.spatial_shape, ensemble.passes
+    dims, shape, passes = ensemble.dims, source.spatial_shape, ensemble.passes
+    lead = (1,) * (len(shape) - dims)
+    sizes = [(size,) * dims for size in BLOCK_SIZES[dims]]
+    usual = stacked_shapes(sizes, shape, ensemble)
     # Tiles decide the result, and are chosen by what blocks of the usual size read, whatever size the job asks for.
-    usual = fit_block_shape((BLOCK_SIZES[dims][0],) * dims, shape, stride)
-    kept = input_bytes(source, read_box_of(passes, Box.from_shape(usual), shape).shape)
+    kept = input_bytes(source, read_box_of(passes, Box.from_shape(usual[0]), shape).shape)
     allowance = int(job.memory_gib * GIB) - kept
-    memory = PassMemory(ensemble, shape, job.precision)
+    memory = PassMemory(ensemble, shape[-dims:], job.precision)
 
     def network_bytes(tile: Shape) -> int:
         averaging = memory.readout_bytes(most, tile, None) if len(passes) > 1 else 0
         return memory.network_bytes(tile, None) + averaging
 
-    tile_shape, needed = choose_tile_shape(job.tile_shape, stride, shape, network_bytes, voxel_bytes(most), allowance)
+    seen, needed = choose_tile_shape(job.tile_shape, ensemble.stride, shape[-dims:], network_bytes, voxel_bytes(most), allowance)
+    tile_shape, stride = lead + seen, lead + ensemble.stride
+    usual = [thin for block in usual for thin in thinner(block)] if lead else sizes
     block_shape, finished = choose_block_shape(
-        job.block_shape, BLOCK_SIZES[dims], tile_shape, stride, shape, voxel_bytes(images), allowance - needed
+        job.block_shape, usual, tile_shape, stride, shape, voxel_bytes(images), allowance - needed
     )
     kept = max(kept, input_bytes(source, read_box_of(passes, Box.from_shape(block_shape), shape).shape))
     return block_shape, tile_shape, kept + needed + finished

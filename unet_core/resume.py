@@ -43,7 +43,7 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any]
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(
             old.keys() | new.keys(),
-            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "tile_shape"), key),
+            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "by_section", "tile_shape"), key),
         ):  # what explains the rest first
             found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
             if found:

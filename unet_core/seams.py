@@ -78,7 +78,8 @@ def measure_seams(output_url: str) -> dict[str, Seam]:
     """The seam score of a stored output by axis: of its probabilities if they were kept, else of its labels.
 
     Looks at what is committed, at faces of tiles, or of blocks where the plan has no tiles. Axes without faces are left out; those
-    whose faces have nothing beside them to be compared with are ``NOT_MEASURABLE``.
+    whose faces have nothing beside them to be compared with are ``NOT_MEASURABLE``. Sections of a stack that were computed each by
+    itself have no faces between them.
 
     Raises:
         ResumeError: if it is not an output of this program.
@@ -95,7 +96,8 @@ def measure_seams(output_url: str) -> dict[str, Seam]:
         return np.concatenate([volume.read(box).astype(np.float32) for volume in volumes]) / np.float32(scale)
 
     done = ledger.read_records(open_store(output_url), stage.name, plan.id)
-    return seam_scores(read, stage.grid, done, plan.spatial_axes, plan.pass_shape, plan.footprint.stride, labels=not kept)
+    scores = seam_scores(read, stage.grid, done, plan.spatial_axes, plan.pass_shape, plan.footprint.stride, labels=not kept)
+    return {axis: seam for axis, seam in scores.items() if axis in plan.network_axes}
 
 
 def seam_scores(

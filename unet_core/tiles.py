@@ -71,7 +71,7 @@ def choose_tile_shape(
 
 def choose_block_shape(
     stated: Shape | None,
-    usual: tuple[int, ...],
+    usual: list[Shape],
     tile_shape: Shape,
     stride: Shape,
     image_shape: Shape,
@@ -82,7 +82,7 @@ def choose_block_shape(
 
     Args:
         stated: what the user asked, None for the usual ones.
-        usual: sizes to try, in this order; a single tile is tried last.
+        usual: shapes to try, in this order; a single tile is tried last.
         tile_shape: in voxels, cut down to the image.
         stride: of the network.
         image_shape: in voxels.
@@ -102,7 +102,9 @@ def choose_block_shape(
         _check_whole_tiles(stated, tile_shape, image_shape)
         candidates = [stated]
     else:
-        candidates = [tuple(max(1, size // step) * step for step in tile_shape) for size in usual] + [tile_shape]
+        candidates = [
+            tuple(max(1, size // step) * step for size, step in zip(shape, tile_shape, strict=True)) for shape in usual
+        ] + [tile_shape]
     for candidate in candidates:
         block = fit_block_shape(candidate, image_shape, tile_shape)
         needed = Box.from_shape(block).voxel_count * voxel_bytes

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 import unet_core
 from unet_core import inputs, ledger, output
-from unet_core.averaging import Seen, logits_of, mean_of, slabs
 from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
 from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
@@ -27,8 +26,9 @@ from unet_core.model_package import load_model
 from unet_core.passes import Pass, read_box_of
 from unet_core.plan import Plan
 from unet_core.predict import Predictor, hardware_class, load_predictor
-from unet_core.readout import activations, readout, readout_means
 from unet_core.resume import is_wanted
+from unet_core.sections import sections_of
+from unet_core.seen_values import seen_values
 from unet_core.store import Store, open_store
 from unet_core.tiles import tiles_of
 from unet_core.volumes import read_reflected
@@ -57,6 +57,11 @@ class Worker:
     passes: tuple[Pass, ...]
     predictors: tuple[Predictor, ...]
     channels: Mapping[str, Shape]
+
+    @property
+    def dims(self) -> int:
+        """Axes that the networks see."""
+        return self.predictors[0].dims
 
     def read_box(self, box: Box) -> Box:
         """What all passes read for a block or tile."""
@@ -165,7 +170,7 @@ class Unit:
 def predict_block(unit: Unit) -> list[NDArray[Any]]:
     """What each image of the plan stores of a block of the finest level; logits are gone when it is encoded.
 
-    What the network gives comes in parts (the whole block, strips of it, or tiles), each turned into values by itself.
+    What the network gives comes in parts (the whole block, its sections, strips or tiles), each turned into values by itself.
     """
     plan, write = unit.worker.plan, unit.stage.grid.block(unit.index)
     values: list[NDArray[Any]] = [
@@ -180,39 +185,29 @@ def predict_block(unit: Unit) -> list[NDArray[Any]]:
 
 
 def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
-    """The values of a block in parts, each with its place."""
-    worker, plan, shape = unit.worker, unit.worker.plan, unit.worker.source.spatial_shape
+    """The values of a block in parts, each with its place: section after section where the networks see no more."""
+    worker, plan = unit.worker, unit.worker.plan
     if plan.tile_shape is None:
         # Starts are multiples of the block shape, hence of the stride; the read box begins at -margin from there, so that the
         # pooling windows of all blocks lie on the grid of one pass over the whole mirrored image.
         assert unit.image is not None
-        yield from _seen_parts(worker, Seen(unit.image, worker.read_box(write), write, write, shape))
+        read = worker.read_box(write)
+        for box in sections_of(write, worker.dims):
+            try:
+                yield from seen_values(worker, unit.image, read, box, box)
+            except BlockError as error:
+                if plan.by_section:
+                    raise BlockError(f"section {box.start[0]}: {error}") from error
+                raise
         return
     # Every tile is read and predicted whole, also where it hangs over the end of the image, so that its logits depend on its
     # position alone, to the last bit.
     for tile in tiles_of(write, plan.tile_shape):
         read = worker.read_box(tile)
         try:
-            yield from _seen_parts(worker, Seen(_read(unit, read), read, tile, tile.intersect(write), shape))
+            yield from seen_values(worker, _read(unit, read), read, tile, tile.intersect(write))
         except BlockError as error:
             raise BlockError(f"tile {tile}: {error}") from error
-
-
-def _seen_parts(worker: Worker, seen: Seen) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
-    """The same of a block or a tile that was read: of the logits of one pass as they come, or of the mean of several."""
-    plan = worker.plan
-    if len(worker.passes) == 1:
-        for place, logits in logits_of(worker.passes[0], worker.predictors[0], seen, plan.strip):
-            with worker.predictors[0].planned_threads():
-                parts = readout(plan, worker.channels, logits)
-            yield place, parts
-        return
-    means = mean_of(worker.passes, worker.predictors, seen, plan.strip, partial(activations, plan, worker.channels))
-    for place in slabs(seen.keep, plan.strip):
-        first = place.start[0] - seen.keep.start[0]
-        with worker.predictors[0].planned_threads():
-            parts = readout_means(plan, [mean.narrow(1, first, place.shape[0]) for mean in means])
-        yield place, parts
 
 
 def _read(unit: Unit, box: Box) -> NDArray[Any]:

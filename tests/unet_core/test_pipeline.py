@@ -17,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from tests.unet_core.test_segment import digest
-from unet_core import ledger, pipeline, worker
+from unet_core import ledger, pipeline, seen_values, worker
 from unet_core.errors import BlockError
 from unet_core.job import SegmentationJob, make_job
 from unet_core.ledger import Record
@@ -45,13 +45,13 @@ def in_threads(output: str, key: str, stage: str, indices: range) -> list[Record
 
 def test_probabilities_are_made_with_the_planned_threads(job: SegmentationJob, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    readout = worker.readout
+    readout = seen_values.readout
 
     def watched(*arguments: Any) -> Any:
         seen.append(torch.get_num_threads())
         return readout(*arguments)
 
-    monkeypatch.setattr(worker, "readout", watched)
+    monkeypatch.setattr(seen_values, "readout", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
