@@ -166,7 +166,11 @@ def seams(output: str, *, json: Flag = False, debug: Flag = False) -> int:
     from unet_core.seams import measure_seams
 
     found = {axis: asdict(score) for axis, score in measure_seams(output).items()}
-    print(output if found else f"{output} has no faces inside what was computed: no two tiles or blocks of it meet")
+    print(
+        output
+        if found
+        else f"{output} has no faces inside what was computed: no two tiles or blocks of it meet within an image or section"
+    )
     _print_seams(found)
     if json:
         print_json(found)

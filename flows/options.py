@@ -46,7 +46,7 @@ class RunOptions:
     channels: str | None = None
     """Which channels the model sees, in its order, e.g. 0,1,2; all unless told."""
     voxel_size: str | None = None
-    """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5."""
+    """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5; z may be left out for a 2D model on a stack."""
     roi: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated."""
     cluster: str = "local"
@@ -68,7 +68,7 @@ class RunOptions:
     strip: WholeOrNone = None
     """Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once."""
     tile_shape: str | None = None
-    """Voxels along (z,) y, x of the tiles of --approximate, e.g. 512,512."""
+    """Voxels along the model's axes (z,) y, x of the tiles of --approximate, e.g. 512,512."""
     ngff: Literal["0.5", "0.4"] = "0.5"
     """Version of OME-Zarr to write."""
     missing: Literal["error", "fill"] = "error"

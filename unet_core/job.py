@@ -55,7 +55,8 @@ class SegmentationJob(BaseModel):
     voxel_size_um: tuple[Length, ...] | None = Field(
         None,
         title="Voxel size (um)",
-        description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly.",
+        description="Of the finest level along (z,) y, x, where the image does not say it or says it wrongly; z may be left out for a 2D "
+        "model on a stack.",
     )
     roi: tuple[str, ...] = Field(
         (),
@@ -72,7 +73,7 @@ class SegmentationJob(BaseModel):
         "position; the result then depends on the tiles.",
     )
     tile_shape: tuple[Positive, ...] | None = Field(
-        None, title="Tile shape", description="Voxels along (z,) y, x of the tiles of an approximate run."
+        None, title="Tile shape", description="Voxels along the model's axes (z,) y, x of the tiles of an approximate run."
     )
     strip: int | None = Field(
         None,

@@ -188,7 +188,7 @@ def resolve(job: SegmentationJob) -> Planned:
         )
     warnings += _exactness_warnings(job, ensemble, tile_shape)
     if lead:
-        warnings += deep_chunks(source, block_shape)
+        warnings += deep_chunks(source, block_shape) + _normalised_together(ensemble)
     if absent:
         warnings.append(
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
@@ -223,6 +223,21 @@ def _exactness_warnings(job: SegmentationJob, ensemble: Ensemble, tile_shape: Sh
     return [
         f"Layers {listed} look at a whole tile of {tile_shape} voxels and its margin, so the result depends on the tiles (not on blocks "
         "or workers); see the seam score."
+    ]
+
+
+def _normalised_together(ensemble: Ensemble) -> list[str]:
+    """A warning where a stack is normalised as one image: who trained on sections as images of their own saw each by its own numbers."""
+    together = [
+        f"'{package.description.name}'"
+        for package in ensemble.packages
+        if package.description.normalisation.kind in ("image", "moments")
+    ]
+    if not together:
+        return []
+    return [
+        f"Model {' and '.join(together)} normalises by the intensities of the image: here those of the whole stack, the same for all sections; "
+        "where sections differ in contrast, that is not what each of them alone would get."
     ]
 
 

@@ -106,6 +106,13 @@ def test_an_average_of_many_passes_needs_no_more_than_planned(
     check_measured(tmp_path, model, size, dims, "float32", "float32", least=0.4, symmetries="all", further=(other,))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("keep", "block"), [("none", 256), ("float32", 0), ("float32", 128)])
+def test_a_block_of_many_sections_needs_no_more_than_planned(keep: str, block: int, make_model: Maker, tmp_path: Path) -> None:
+    """A 2D model on a volume: the finished block of many sections needs more than the network on one of them."""
+    check_measured(tmp_path, make_model(levels=4, base=8), 256, 3, "float32", keep, block=block, least=0.4)
+
+
 def check_measured(
     folder: Path, model: Path, size: int, dims: int, precision: str, keep: str, block: int = 0, least: float = 0.0,
     symmetries: str = "none", further: tuple[Path, ...] = (),

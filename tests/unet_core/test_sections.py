@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaozarrs
 import zarr
 from numpy.typing import NDArray
 
 from tests.conftest import textured
 from tests.unet_core import test_heads
+from tests.unet_core.test_footprint import one_pass
 from tests.unet_core.test_segment import digest
 from unet_core import worker
 from unet_core.errors import GridError, JobError, VolumeError
 from unet_core.geometry import Box
 from unet_core.job import make_job
+from unet_core.model_package import load_model
 from unet_core.networks import NETWORKS
 from unet_core.plan import Plan
 from unet_core.planning import resolve
@@ -169,6 +172,28 @@ def test_only_the_voxels_of_a_section_must_fit_the_model(make_model: Maker, make
         plan_run(make_job(voxel_size_um=(0.004,), **base))
     with pytest.raises(JobError, match="--symmetries all swaps y and x, whose voxels are 0.004 and 0.008 um"):
         plan_run(make_job(voxel_size_um=(0.004, 0.008), symmetries="all", level=0, **base))
+
+
+def test_channels_and_the_normalisation_of_the_stack(make_model: Maker, tmp_path: Path) -> None:
+    """All channels of a section are seen; percentiles are those of the whole stack, and the plan says so."""
+    random = np.random.default_rng(0)
+    values = random.integers(0, 190, (2, 3, 21, 26)) + 30 * np.arange(3)[:, None, None]
+    zarr.create_array(tmp_path / "c.zarr", data=values.astype(np.uint8), dimension_names=["c", "z", "y", "x"])
+    model = make_model(in_channels=2, levels=2)
+    stated = json.loads((model / "model.json").read_text())
+    stated["normalisation"] = {"kind": "image", "low": 1.0, "high": 99.8}
+    (model / "model.json").write_text(json.dumps(stated))
+    job = make_job(image=str(tmp_path / "c.zarr"), output=str(tmp_path / "out"), model=str(model), probabilities="float32")
+    planned = resolve(job)
+    low, high = np.percentile(values.reshape(2, -1), (1, 99.8), axis=1)
+    np.testing.assert_allclose(planned.plan.model.normalisation.offset, low)
+    assert any("those of the whole stack, the same for all sections" in text for text in planned.warnings)
+    run(job)
+    network = load_model(model).network
+    for number in range(3):
+        section = (values[:, number] - low[:, None, None]) / (high - low)[:, None, None]
+        logits = torch.from_numpy(np.ascontiguousarray(one_pass(network, section.astype(np.float32))))
+        np.testing.assert_allclose(stored(tmp_path / "out", "0")[:, number], logits.softmax(0).numpy(), atol=1e-5)
 
 
 def test_affinities_are_with_voxels_of_the_same_section(make_image: Maker, tmp_path: Path) -> None:
