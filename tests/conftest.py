@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from unet_core import networks
 from unet_core.model_package import FixedNormalisation, Head, LabelClass, ModelDescription, NetworkSpec, save_model
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLORS = ("#000000", "#ff0000", "#00ff00", "#0000ff")
