@@ -50,12 +50,11 @@ def warp_images(
         sizes = tuple(1 << (size - 1).bit_length() for size in source.shape)
         padded = torch.zeros((image.shape[0], *sizes), dtype=torch.float32, device=image.device)
         padded[(slice(None), *Box.from_shape(source.shape).slices())] = _cut(image, origin, source)
-        scale = [2 / size for size in sizes]
-        offset = [(1 - 2 * start) / size - 1 for start, size in zip(source.start, sizes, strict=True)]
-        places = positions(warp, shape, part, image.device, scale, offset)
         grid = torch.empty((1, *part.shape, len(shape)), dtype=torch.float32, device=image.device)
-        for axis, place in enumerate(places):
-            grid[..., len(shape) - 1 - axis] = place  # torch wants x first
+        for axis, place in enumerate(positions(warp, shape, part, image.device)):
+            size = sizes[axis]
+            offset = torch.tensor((1 - 2 * source.start[axis]) / size - 1, dtype=torch.float64, device=image.device)
+            torch.add(offset, place, alpha=2 / size, out=grid[0, ..., len(shape) - 1 - axis])  # torch wants x first
         mode = "bilinear" if order == 1 else "bicubic"
         result.append(functional.grid_sample(padded[None], grid, mode=mode, padding_mode="zeros", align_corners=False))
     return torch.cat(result)  # (N, C, *part)
@@ -81,8 +80,8 @@ def warp_labels(
     for values, origin, warp in zip(labels, origins, warps, strict=True):
         source = warp.source_box(shape, inner)
         within = _cut(values[None], origin, source)[0]
-        offset = [0.5 - start for start in source.start]
-        index, *others = (place.floor_() for place in positions(warp, shape, inner, values.device, offset=offset))
+        places = positions(warp, shape, inner, values.device)
+        index, *others = ((place + (0.5 - start)).floor_() for place, start in zip(places, source.start, strict=True))
         for place, size in zip(others, within.shape[1:], strict=True):
             index = index.mul_(size).add_(place)  # float64 counts whole numbers up to 2^53
         result.append(within.reshape(-1)[index.long()])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, floor, prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from unet_core.geometry import Box, Shape
 from unet_core.training.options import Augmentation
+
+_KEPT_BYTES = 8 << 20  # of one sample's positions; those of a crop of 572 x 572 take 5 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,11 @@ class Warp:
     linear: NDArray[np.float64]
     displacements: NDArray[np.float64]
     order: int
-    _boxes: dict[tuple[Shape, Box], Box] = field(default_factory=dict, repr=False)  # what was asked before
+    _boxes: dict[tuple[Shape, Box], Box] = field(default_factory=dict, init=False, repr=False)  # asked before
+    _kept: dict[tuple[Shape, torch.device], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
 
     def source_box(self, shape: Shape, part: Box | None = None) -> Box:
         """The voxels of the image that sampling a crop touches, the rim of the interpolation included; no voxel more.
@@ -101,30 +108,35 @@ def _draw_rotation(options: Augmentation, rng: np.random.Generator, dims: int) -
     return result
 
 
-def positions(
-    warp: Warp,
-    shape: Shape,
-    part: Box,
-    device: torch.device,
-    scale: Sequence[float] | None = None,
-    offset: Sequence[float] | None = None,
-) -> list[Tensor]:
-    """Position in the image of every voxel of a part of a crop, times ``scale`` plus ``offset``.
+def positions(warp: Warp, shape: Shape, part: Box, device: torch.device) -> list[Tensor]:
+    """Position in the image of each voxel of a crop's part, along each axis; not to be written to.
 
-    One small matrix product an axis: the displacement is separable, and the linear map and the offset ride along as two more
-    columns. In float64, so that positions far from the origin lose nothing and no device rounds the factors to fewer bits; whole
-    positions come out whole.
+    Those of the whole crop are kept in the warp, unless they are large, since image, labels and weights of a sample all need them.
 
     Args:
-        warp: the map.
+        warp: of the sample.
         shape: of the whole crop.
-        part: of it, in its voxels.
+        part: of the crop, in its voxels; it may hang over the crop.
         device: of the result.
-        scale: one number an axis; 1 unless told.
-        offset: likewise; 0 unless told.
 
     Returns:
         D tensors of ``part.shape``, float64.
+    """
+    whole = Box.from_shape(shape)
+    # Whether all of the crop is computed depends on shapes alone, so that the bits do not depend on what was asked before.
+    if not whole.contains(part) or 8 * len(shape) * whole.voxel_count > _KEPT_BYTES:
+        return _positions(warp, shape, part, device)
+    key = shape, device
+    if key not in warp._kept:
+        warp._kept[key] = _positions(warp, shape, whole, device)
+    return [along[part.slices()] for along in warp._kept[key]]
+
+
+def _positions(warp: Warp, shape: Shape, part: Box, device: torch.device) -> list[Tensor]:
+    """One small matrix product an axis: the displacement is separable, and the linear map rides along as two more columns.
+
+    In float64, so that positions far from the origin lose nothing and no device rounds the factors to fewer bits; whole positions
+    come out whole.
     """
     dims = len(shape)
     splines = [
@@ -138,15 +150,13 @@ def positions(
     one = torch.ones((), dtype=torch.float64, device=device)
     result = []
     for axis in range(dims):
-        factor = 1.0 if scale is None else scale[axis]
         values = torch.from_numpy(warp.displacements[axis]).to(device)
         along = torch.full((1,) * (dims - 1), warp.centre[axis], dtype=torch.float64, device=device)
         for other in range(dims - 1):
             values = torch.tensordot(splines[other], values, dims=([1], [other])).movedim(0, other)
             along = along + warp.linear[axis, other] * steps[other].reshape(-1, *(1,) * (dims - 2 - other))
-        along = along * factor + (0.0 if offset is None else offset[axis])
         rows = prod(part.shape[:-1])
-        left = torch.cat([values.reshape(rows, -1) * factor, along.reshape(rows, 1), (one * factor).expand(rows, 1)], dim=1)
+        left = torch.cat([values.reshape(rows, -1), along.reshape(rows, 1), one.expand(rows, 1)], dim=1)
         right = torch.cat([splines[-1].T, one.expand(1, part.shape[-1]), warp.linear[axis, -1] * steps[-1][None]])
         result.append((left @ right).reshape(part.shape))
     return result

@@ -62,6 +62,20 @@ def test_the_elastic_deformation_is_the_papers_by_scipy(shape, centre, voxel_siz
     assert np.abs(moved).max() > 5
 
 
+def test_positions_are_kept_for_other_parts_of_the_crop_and_do_not_travel() -> None:
+    shape, part = (41, 61), Box((3, 5), (20, 50))
+    warp = drawn((50.0, 60.0))
+    whole = positions(warp, shape, Box.from_shape(shape), CPU)
+    size = len(pickle.dumps(drawn((50.0, 60.0))))
+    assert len(pickle.dumps(warp)) == size
+    turned = replace(warp, linear=warp.linear @ np.array([[0.0, 1], [-1, 0]]))
+    for other in (warp, pickle.loads(pickle.dumps(warp)), turned):
+        found = torch.stack(positions(other, shape, part, CPU)).numpy()
+        np.testing.assert_allclose(found, positions_by_scipy(other, shape, part), atol=1e-10)
+    again = positions(pickle.loads(pickle.dumps(warp)), shape, part, CPU)  # another process, which asks for the part first
+    assert all(torch.equal(one[part.slices()], other) for one, other in zip(whole, again, strict=True))
+
+
 def test_displacements_of_an_odd_crop_pass_through_the_grid_points() -> None:
     warp = drawn((50.0, 60.0), options=STILL.model_copy(update={"deformation": 10.0}))
     found = torch.stack(positions(warp, (41, 61), Box.from_shape((41, 61)), CPU)).numpy()
