@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unet_core import shards
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.store import Store, open_store
+from unet_core.volumes.protocol import LaidOut, Layout, Level
 
 CHUNK = {2: 256, 3: 64}  # voxels along each axis that are decoded at once
 BLOCK = {2: 1024, 3: 128}  # that are computed and stored at once
@@ -35,6 +36,16 @@ class StoredArray:
         chunk = tuple(min(CHUNK[dims], side) for side in sides)
         shard = tuple(-(-side // part) * part for side, part in zip(sides, chunk, strict=True))
         self._layout = shards.ShardLayout(bounds.shape, shard, chunk, dtype, "zyx"[-dims:])
+
+    @property
+    def chunk_shape(self) -> Shape:
+        """Voxels that are decoded at once."""
+        return self._layout.chunk_shape or self._layout.shard_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return np.dtype(self._layout.dtype)
 
     @property
     def grid(self) -> BlockGrid:
@@ -85,3 +96,30 @@ class StoredArray:
         """Of the names and sizes of the stored objects: whether any is missing or was cut off, without reading them."""
         listed = sorted(f"{entry.key} {entry.size_bytes}" for entry in self._store.list())
         return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+class StoredVolume(LaidOut):
+    """A stored array as a volume of one channel, whose position 0 is the start of the array's ``bounds``."""
+
+    def __init__(self, array: StoredArray) -> None:
+        self._array = array
+        shape = array.bounds.shape
+        self.layout = Layout(
+            url=array.url,
+            level=0,
+            axes="zyx"[-len(shape) :],
+            shape=shape,
+            dtype=array.dtype,
+            voxel_size=None,
+            scale=(1.0,) * len(shape),
+            unit=None,
+            translation=(0.0,) * len(shape),
+            levels=(Level(0, shape, None),),
+            chunk_shape=array.chunk_shape,
+        )
+
+    def read(self, box: Box) -> NDArray[Any]:
+        return self._array.read(box.shift(self._array.bounds.start))[None]
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"objects": self._array.checksum()}

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,11 +23,15 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.store import open_store, redacted
 from unet_core.training.border_weights import border_weights_of_box
 from unet_core.training.components import Components
+from unet_core.training.opened import Opened
 from unet_core.training.options import IGNORE, WeightMapOptions
 from unet_core.training.separation import SEPARATION_MARGIN, separate_touching
-from unet_core.training.stored_array import BLOCK, StoredArray
+from unet_core.training.stored_array import BLOCK, StoredArray, StoredVolume
+from unet_core.volumes.chunk_cache import ChunkCache
 from unet_core.volumes.reflect import read_reflected
 
+_CHUNK_BYTES = 256 << 20  # decoded chunks kept of one image, at most
+_KEPT = Opened(limit_count=1 << 20)  # no file stays open
 VERSION = 1  # raised when a release changes a stored weight
 RECORD = "record.json"
 
@@ -83,18 +88,27 @@ class StoredBorderWeights:
 
 
 class _OverImage:
-    """The array as a volume of the image's shape, with one channel."""
+    """The array as a volume of the image's shape, with one channel; decoded chunks are kept."""
 
     def __init__(self, array: StoredArray, image_shape: Shape) -> None:
         self.spatial_shape = image_shape
         self._array = array
 
     def read(self, box: Box) -> NDArray[np.float32]:
-        weights = np.zeros(box.shape, dtype=np.float32)
-        inside = box.intersect(self._array.bounds)
+        bounds = self._array.bounds
+        cache = _KEPT.get(self, self._cache)
+        weights = np.zeros((1, *box.shape), dtype=np.float32)
+        inside = box.intersect(bounds)
         if not inside.is_empty:
-            weights[inside.shift(tuple(-first for first in box.start)).slices()] = self._array.read(inside)
-        return weights[None]
+            place: Any = inside.shift(tuple(-first for first in box.start)).slices()
+            weights[(0, *place)] = cache.read(inside.shift(tuple(-first for first in bounds.start)))[0][0]
+        return weights
+
+    def _cache(self) -> tuple[ChunkCache, int]:
+        volume = StoredVolume(self._array)
+        whole = BlockGrid(volume.shape, volume.chunk_shape).block_count * prod(volume.chunk_shape) * volume.dtype.itemsize
+        limit = min(_CHUNK_BYTES, whole)
+        return ChunkCache(volume, limit), limit
 
 
 def store_border_weights(

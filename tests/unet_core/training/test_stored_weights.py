@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,16 @@ def test_the_fingerprint_of_labels_changes_with_any_voxel() -> None:
     changed[-1, -1] += 1
     assert labels_fingerprint(part) == labels_fingerprint(replace(part, instances=part.instances.copy()))
     assert labels_fingerprint(part) != labels_fingerprint(replace(part, instances=changed))
+
+
+@pytest.mark.parametrize("shape", [(70, 101), (20, 37, 35)])
+def test_weights_are_decoded_once_and_stored_anew_are_read_anew(tmp_path: Path, shape) -> None:
+    part, url = part_of(shape, True), str(tmp_path / "weights")
+    stored = store_border_weights(url, part, OPTIONS, "abc")
+    before = stored.read(part.box)
+    before_copy = before.copy()
+    before += 1  # what is read is the caller's
+    shutil.rmtree(url)
+    np.testing.assert_array_equal(stored.read(part.box), before_copy)
+    again = store_border_weights(url, part, WeightMapOptions(sigma=1.5, w0=3.0), "abc")
+    assert 0 < again.read(part.box).max() < before_copy.max()
