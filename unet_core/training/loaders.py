@@ -31,7 +31,12 @@ def read_ahead(sampler: Sampler, batches: Iterator[list[int]], processes: int) -
         GroupError: if a process ended unexpectedly.
     """
     if not processes:
+        import torch
+
+        threads = torch.get_num_threads()
         with ThreadPoolExecutor(1) as thread:
+            thread.submit(_compute_alone).result()
+            torch.set_num_threads(threads)  # what the reading thread set is that of threads begun later, too
             yield from _in_order(thread, lambda numbers: [sampler.sample(number) for number in numbers], batches, 1)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
@@ -59,6 +64,14 @@ def _in_order(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _compute_alone() -> None:
+    """A second team of threads would fight with the network's for the cores."""
+    import torch
+
+    torch.get_num_threads()  # a thread takes the common number when it first asks, and would take it after the next line
+    torch.set_num_threads(1)
 
 
 def _begin(sampler: Sampler) -> None:
