@@ -54,10 +54,12 @@ def train_rank(
     Raises:
         UnetCoreError: if the loss is not finite, with the step and its crops.
     """
-    return _Trainer(model_out, group, on_step, loaders).run()
+    return Trainer(model_out, group, on_step, loaders).run()
 
 
-class _Trainer:
+class Trainer:
+    """One rank's network, optimiser and place in a training that is planned below ``model_out``; arguments as of ``train_rank``."""
+
     def __init__(self, model_out: str, group: Group, on_step: Callable[[StepReport], None], loaders: int | None) -> None:
         self.model_out, self.group, self.on_step = model_out, group, on_step
         self.store = training_store(model_out)
@@ -101,9 +103,9 @@ class _Trainer:
         parallel = self.group.wrap(self.network)
         began, done = time.monotonic(), self.step
         try:
-            for samples in read_ahead(sampler, self._numbers(), self.loaders):
+            for samples in read_ahead(sampler, self.numbers(), self.loaders):
                 train_mode(self.network)
-                loss, rate = self._change_weights(parallel, self.make_batch(samples), sampler.describe)
+                loss, rate = self.change_weights(parallel, self.make_batch(samples), sampler.describe)
                 self.step += 1
                 report = StepReport(self.step, self.options.steps, loss, rate, 0.0, notes=self.notes)
                 self.notes = ()
@@ -125,7 +127,7 @@ class _Trainer:
                 log.close()
         return self._finish()
 
-    def _change_weights(self, parallel: nn.Module, batch: Batch, describe: Callable[[int], str]) -> tuple[float, float]:
+    def change_weights(self, parallel: nn.Module, batch: Batch, describe: Callable[[int], str]) -> tuple[float, float]:
         """One step; its loss and learning rate."""
         rate = learning_rate(self.options.optimiser, self.step, self.options.steps)
         for entry in self.optimiser.param_groups:
@@ -174,7 +176,7 @@ class _Trainer:
             "set optimiser.clip."
         )
 
-    def _numbers(self) -> Iterator[list[int]]:
+    def numbers(self) -> Iterator[list[int]]:
         """Samples of this rank for every step from the next on."""
         size = self.options.crops.per_step
         for step in range(self.step, self.options.steps):
