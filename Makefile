@@ -22,10 +22,11 @@ lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Against other tools, which have an environment of their own; what cannot be installed is listed as not measured.
+# Against other tools, which have an environment of their own; what cannot be installed is listed as not measured. Then training.
 bench: $(VENV)/.dev-ready
 	-$(MAKE) $(PEERS)/.ready
 	$(BIN)/python -m tests.benchmarks --fresh --peers $(PEERS)/bin/python
+	$(BIN)/python -m tests.benchmarks.training
 
 # Hours; started again it goes on where it was (FRESH=--fresh forgets what is measured).
 bench-full: $(VENV)/.dev-ready

@@ -23,7 +23,12 @@ from tests.benchmarks.meter import Meter
 from tests.benchmarks.prepare import prepare
 from tests.benchmarks.ratios import ratio_of_medians
 from tests.benchmarks.table import CONTENDERS
+from tests.benchmarks.training import lines_of
+from tests.benchmarks.training_data import cells, make_data_set, plan
+from tests.benchmarks.training_step import measure
+from tests.benchmarks.training_weights import by_transforms
 from unet_core.geometry import Box
+from unet_core.training.border_weights import border_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,3 +139,37 @@ def test_peers_have_rows_on_one_core_and_on_two() -> None:
     for name in ("MONAI, overlap 0.5", "nnU-Net, without mirroring"):
         assert (CONTENDERS[name].cores, CONTENDERS[f"{name}, 2 threads"].cores) == (1, 2)
         assert CONTENDERS[name].peer
+
+
+def test_weight_maps_that_are_compared_are_equal() -> None:
+    instances = cells(67, 9, seed=3)
+    expected = by_transforms(instances, 10, 5)
+    assert expected.max() > 1
+    np.testing.assert_allclose(border_weights(instances, 10, 5), expected, atol=2e-5)  # below a millionth of w0 ours are 0
+
+
+def test_bare_steps_and_the_loop_take_the_same_crops(tmp_path: Path) -> None:
+    data_set = make_data_set(tmp_path / "data", images=1, side=150, count=20)
+    settings = ("network.arguments.base=2", "network.arguments.levels=2", "crops.target=20", "crops.per_step=3")
+    plan(data_set, tmp_path / "model", "default", settings)
+    found = measure(str(tmp_path / "model"), rounds=2, steps=1)
+    assert found["crops"] == 3
+    assert all(len(found[way]) == 2 and min(found[way]) > 0 for way in ("loop", "bare", "loop_cpu", "bare_cpu"))
+    assert found["load"] > 0
+    assert found["batch"] > 0
+
+
+def test_figures_of_training_are_ratios_of_medians() -> None:
+    loop = {"case": "tiny", "loop": [1.0, 1.2, 9], "bare": [1.0, 1, 1], "loop_cpu": [2.2], "bare_cpu": [2.0]}
+    report = {
+        **{"date": "", "machine": "", "load_before": 0.0, "load_after": 0.0},
+        "loops": [loop | {"load": 0.01, "batch": 0.02, "crops": 3}],
+        "ranks": {"one": [2.0], "two": [2.5], "apart": [2.2]},
+        "weights": {"own": [0.1], "transforms": [3.0], "difference": 0.0},
+    }
+    said = "\n".join(lines_of(report))
+    assert "| tiny | 2.50 | 3.00 | 20 % [0 %, 800 %] | 10 % | 10.0 | 20.0 |" in said
+    assert "20 % (tiny, missed)" in said
+    assert "crops/s >= 1.70 | 1.60 (default, float32, missed)" in said  # two ranks do twice the crops
+    assert "crops/s >= 0.85 | 0.88 (default, float32)" in said
+    assert "speed >= 20.00 | 30.00 (1024 x 1024)" in said
