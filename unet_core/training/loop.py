@@ -193,7 +193,7 @@ class Trainer:
         if log is not None and validator.tiles:
             step = max(1, len(validator.tiles) // _PICTURED)
             tiles = [validator.predict(network, tile) for tile in validator.tiles[::step][:_PICTURED]]
-            picture = f"{FOLDER}/{log.draw(self.step, tiles, self.plan.description.classes)}"
+            picture = f"{FOLDER}/{log.draw(self.step, tiles, self.plan.description)}"
         if training is not None:
             network.load_state_dict(training)
         self._judge(scores)

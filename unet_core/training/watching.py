@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_core.model_description import LabelClass
+from unet_core.model_description import ModelDescription
 from unet_core.training.validation_picture import draw_validation
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ class Log:
         for name, value in report.scores.items():
             self._board.add_scalar(f"validation/{name}", value, report.step)
 
-    def draw(self, step: int, tiles: Sequence[Predicted], classes: Sequence[LabelClass]) -> str:
+    def draw(self, step: int, tiles: Sequence[Predicted], description: ModelDescription) -> str:
         """Write the picture of a validation; its path relative to the folder."""
         name = f"pictures/{step:08d}.png"
         (self.folder / "pictures").mkdir(exist_ok=True)
-        sheet = draw_validation(tiles, classes)
+        sheet = draw_validation(tiles, description.heads[0], description.classes)
         sheet.save(self.folder / name)
         import numpy as np
 
