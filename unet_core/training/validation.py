@@ -55,7 +55,7 @@ class Validator:
         self.parts = parts
         self.geometry = geometry
         self.device = torch.device(device)
-        self.tiles = _spread(_all_tiles(parts, plan.target_shape), plan.options.validation_crops)
+        self.tiles = _spread(_all_tiles(parts, plan.target_shape, geometry.stride), plan.options.validation_crops)
         self.class_names = tuple(label.name for label in plan.dataset.classes)
         self.class_numbers = {name: number for number, name in enumerate(self.class_names)}
         size = plan.description.voxel_size_um
@@ -67,7 +67,8 @@ class Validator:
         """Loss and scores over all tiles, each rank doing its share; empty without a validation part.
 
         ``loss`` is the mean over voxels of the training's loss without the border term; ``accuracy`` of head ``classes``;
-        ``iou`` the mean over its foreground classes or regions, ``iou_NAME`` of each.
+        ``iou`` the mean over its foreground classes or regions, ``iou_NAME`` of each. Where a head's scores are named as those of one
+        before it, they begin with the head's own name.
         """
         if not self.tiles:
             return {}
@@ -83,9 +84,7 @@ class Validator:
                 count += _counts(head, predicted.logits[channels], target)
         losses, counts = group.gather_counts(losses), [group.gather_counts(count) for count in counts]
         scores = {"loss": float(losses[0] / losses[1]) if losses[1] else float("nan")}
-        for head, count in zip(self.plan.options.heads, counts, strict=True):
-            scores |= _scores(head, count, self.class_names)
-        return scores
+        return scores | _scores_of_heads(self.plan.options.heads, counts, self.class_names)
 
     @torch.inference_mode()
     def predict(self, network: nn.Module, tile: Tile) -> Predicted:
@@ -109,15 +108,9 @@ class Validator:
             ids = None if instances is None else torch.from_numpy(instances).to(self.device)[None]
             inner = classes[(slice(None), *Box.from_shape(box.shape, tuple(before for before, _ in sides)).slices())]
             weights = self.class_weights[inner.clamp(max=len(self.class_weights) - 1)] * (inner != IGNORE)
-            weights = weights * self._inside(part, box)  # what is mirrored would count twice
+            weights = weights * _is_inside(part.box, box).to(self.device)
             found.append(targets(head, classes, ids, weights, sides, self.class_numbers, self.voxel_size))
         return tuple(found)
-
-    def _inside(self, part: Part, box: Box) -> Tensor:
-        """1 within the part, 0 where the tile hangs over it."""
-        inside = torch.zeros(box.shape, device=self.device)
-        inside[box.intersect(part.box).shift(tuple(-first for first in box.start)).slices()] = 1
-        return inside
 
     def _loss(self, predicted: Predicted) -> Tensor:
         options: LossOptions = self.plan.options.loss.model_copy(update={"reduction": "mean"})
@@ -134,10 +127,8 @@ class Validator:
 
 def score_names(heads: Sequence[HeadOptions], class_names: Sequence[str]) -> tuple[str, ...]:
     """Names of the scores of a validation, ``loss`` first."""
-    found = ["loss"]
-    for head in heads:
-        found += _scores(head, np.zeros(_counts_shape(head, class_names)), class_names)
-    return tuple(found)
+    counts = [np.zeros(_counts_shape(head, class_names)) for head in heads]
+    return ("loss", *_scores_of_heads(heads, counts, class_names))
 
 
 def head_channels(plan: TrainingPlan) -> Iterator[slice]:
@@ -151,12 +142,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _all_tiles(parts: Sequence[Part], shape: tuple[int, ...]) -> list[Tile]:
-    return [
-        Tile(number, Box.from_shape(shape, tuple(a + b for a, b in zip(block.start, part.box.start, strict=True))))
-        for number, part in enumerate(parts)
-        for block in BlockGrid(part.box.shape, shape).blocks()
-    ]
+def _all_tiles(parts: Sequence[Part], target_shape: tuple[int, ...], stride: tuple[int, ...]) -> list[Tile]:
+    """Tiles that begin at multiples of the stride, as blocks of a segmentation do: elsewhere poolings see other voxels together."""
+    shape = tuple(max(size // step, 1) * step for size, step in zip(target_shape, stride, strict=True))
+    tiles = []
+    for number, part in enumerate(parts):
+        first = tuple(start // step * step for start, step in zip(part.box.start, stride, strict=True))
+        extent = tuple(stop - start for start, stop in zip(first, part.box.stop, strict=True))
+        tiles += [Tile(number, Box.from_shape(shape, block.shift(first).start)) for block in BlockGrid(extent, shape).blocks()]
+    return tiles
+
+
+def _is_inside(bounds: Box, box: Box) -> Tensor:
+    """Where ``box`` lies in ``bounds``: the last tiles of an image hang over it, and mirrored voxels are no truth of their own."""
+    inside = torch.zeros(box.shape, dtype=torch.bool)
+    inside[box.intersect(bounds).shift(tuple(-first for first in box.start)).slices()] = True
+    return inside
 
 
 def _spread(tiles: list[Tile], most: int) -> tuple[Tile, ...]:
@@ -190,6 +191,16 @@ def _counts(head: HeadOptions, logits: Tensor, target: HeadTarget) -> NDArray[An
     counted = counted.expand(truth.shape)
     sums = (predicted & truth, predicted & ~truth, ~predicted & truth)
     return torch.stack([(each & counted).flatten(1).sum(1) for each in sums], dim=1).numpy()
+
+
+def _scores_of_heads(
+    heads: Sequence[HeadOptions], counts: Sequence[NDArray[np.float64]], class_names: Sequence[str]
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for head, count in zip(heads, counts, strict=True):
+        own = _scores(head, count, class_names)
+        found |= {f"{head.name}_{name}": value for name, value in own.items()} if own.keys() & found.keys() else own
+    return found
 
 
 def _scores(head: HeadOptions, counts: NDArray[np.float64], class_names: Sequence[str]) -> dict[str, float]:
