@@ -58,9 +58,9 @@ def train(
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
-    from flows.training import TrainingJob, plan_job, train_plainly
+    from flows.training import make_training_job, plan_job, train_plainly
 
-    job = TrainingJob(
+    job = make_training_job(
         dataset=dataset,
         model_out=model_out,
         recipe=recipe,

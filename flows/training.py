@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
+from unet_core.errors import JobError
 from unet_core.training.watching import StepReport
+from unet_core.validation import first_problem
 
 if TYPE_CHECKING:
     from unet_core.training.plan import TrainingPlan
@@ -32,9 +34,21 @@ class TrainingJob(BaseModel):
         None, title="Cluster", description="serial, local, or a dask scheduler's address (tcp://HOST:PORT)."
     )
     threads: int | None = Field(None, title="Threads", description="CPU threads of each rank.")
-    loaders: int | None = Field(None, title="Loaders", description="Processes of each rank that read crops ahead.")
+    loaders: int | None = Field(None, ge=0, le=1024, title="Loaders", description="Processes of each rank that read crops ahead.")
     restarts: int = Field(RESTARTS, ge=0, title="Restarts", description="How often a group is formed anew after a rank died.")
     device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
+
+
+def make_training_job(**fields: Any) -> TrainingJob:
+    """A job from plain values, checked.
+
+    Raises:
+        JobError: naming the field that has no meaning.
+    """
+    try:
+        return TrainingJob(**fields)
+    except ValidationError as error:
+        raise JobError(f"Training: {first_problem(error)}.") from None
 
 
 def plan_job(job: TrainingJob, note: Callable[[str], None] = lambda line: None) -> TrainingPlan:
@@ -46,6 +60,9 @@ def plan_job(job: TrainingJob, note: Callable[[str], None] = lambda line: None) 
     from unet_core.training.planning import plan_training
     from unet_core.training.recipes import make_options
 
+    network = next((setting for setting in job.settings if setting.startswith("network.")), None)
+    if job.init and network:
+        raise JobError(f"--init trains the network of {job.init}; leave --set {network} away.")
     options = make_options(job.recipe, job.settings)
     asked = {"root": job.root, "fold": job.fold, "init": job.init, "freeze": job.freeze}
     return plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
