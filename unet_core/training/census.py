@@ -48,6 +48,7 @@ class Census:
         self._first = np.cumsum([0, *(grid.block_count for grid in self.grids)])
         # Voxels that qualify in the cells up to each one, so that a number below the last of them is a voxel.
         self._sums = {"uniform": counts.sum(axis=1, dtype=np.int64).cumsum(), "border": border.cumsum(dtype=np.int64)}
+        self.border_count = int(self._sums["border"][-1]) if len(border) else 0
         self._class_sums = counts.cumsum(axis=0, dtype=np.int64)
 
     @property
@@ -56,12 +57,14 @@ class Census:
         return self.counts.sum(axis=0, dtype=np.int64)
 
     @property
-    def border_count(self) -> int:
-        return int(self.border.sum(dtype=np.int64))
-
-    @property
     def ignored_count(self) -> int:
         return int(self.ignored.sum(dtype=np.int64))
+
+    def annotated(self, part_number: int) -> NDArray[np.bool_]:
+        """Of each cell of a part, in the shape of its grid: whether a voxel has a class."""
+        first, last = self._first[part_number : part_number + 2]
+        has: NDArray[np.bool_] = self.counts[first:last].any(axis=1).reshape(self.grids[part_number].counts)
+        return has
 
     def draw(self, rng: np.random.Generator, kind: Kind) -> tuple[int, Shape]:
         """A voxel, as the number of its part and its position in the part's image.

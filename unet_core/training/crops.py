@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.training.appearance import Appearance, draw_appearance
 from unet_core.training.census import Census, Kind
 from unet_core.training.options import TrainingOptions
@@ -21,6 +21,7 @@ from unet_core.training.separation import SEPARATION_MARGIN, separate_touching
 from unet_core.training.stored_weights import StoredBorderWeights
 from unet_core.training.warp import Warp, draw_warp
 
+_COUNTED = {2: 1024, 3: 128}  # voxels along each axis whose labels are counted at once
 _KINDS: tuple[Kind, ...] = ("uniform", "class", "border")
 
 
@@ -91,7 +92,8 @@ class Sampler:
         """Part and centre of the target of a sample, and the generator that goes on with its warp and appearance."""
         random = np.random.default_rng([self.options.seed, number])
         asked = self.options.crops.positions
-        kind = _KINDS[int(random.integers(3))] if asked == "mixed" else asked
+        kinds = _KINDS if self.census.border_count else _KINDS[:-1]
+        kind = kinds[int(random.integers(len(kinds)))] if asked == "mixed" else asked
         part, voxel = self.census.draw(random, kind)
         if kind == "uniform":
             return part, tuple(float(position) for position in voxel), random
@@ -149,3 +151,13 @@ def read_truth(part: Part, box: Box, separate: bool, needs_instances: bool) -> t
         classes = np.where(parted != instances, np.uint8(0), classes)[inner]
         instances = parted[inner]
     return classes, instances
+
+
+def separated_counts(parts: Sequence[Part]) -> NDArray[np.int64]:
+    """Voxels of each class once touching instances have background between them; reads every label once."""
+    counts = np.zeros(len(parts[0].class_names) + 1, dtype=np.int64)
+    for part in parts:
+        for block in BlockGrid(part.box.shape, (_COUNTED[part.box.ndim],) * part.box.ndim).blocks():
+            classes, _ = read_truth(part, block.shift(part.box.start), separate=True, needs_instances=False)
+            counts += np.bincount(np.minimum(classes, len(counts) - 1).ravel(), minlength=len(counts))
+    return counts[:-1]

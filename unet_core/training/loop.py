@@ -26,7 +26,7 @@ from unet_core.training.losses import head_loss
 from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from unet_core.training.package import parent_state, write_model
 from unet_core.training.plan import FOLDER, find_training_plan, is_trained, training_store
-from unet_core.training.setup import open_sampler, open_validation
+from unet_core.training.setup import open_sampler, open_tiles, open_validation
 from unet_core.training.validation import Validator, autocast, head_channels
 from unet_core.training.watching import Log, StepReport
 
@@ -97,7 +97,9 @@ class Trainer:
         if is_trained(self.model_out):
             return self._summary()
         self._restore()
-        validator = Validator(self.plan, open_validation(self.plan), self.geometry, self.device)
+        parts = open_validation(self.plan)
+        tiles = open_tiles(self.plan, self.model_out, parts, self.geometry.stride)
+        validator = Validator(self.plan, parts, tiles, self.geometry, self.device)
         sampler = open_sampler(self.plan, self.model_out, self.target)
         log = self._open_log(validator) if self.group.rank == 0 else None
         parallel = self.group.wrap(self.network)

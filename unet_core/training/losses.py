@@ -49,12 +49,10 @@ def head_loss(options: LossOptions, kind: str, logits: Tensor, target: Target, t
     assert target.weights.dim() == target.values.dim() == logits.dim() - (kind == "classes"), (
         "weights and values need as many axes"
     )
+    check_factors(options, kind)
     logits, weights = logits.float(), target.weights.float().expand(target.values.shape)
     if kind == "distance":
-        return _factor(options.distance, kind, "distance") * squared_error(
-            logits, target.values, weights, total, options.reduction
-        )
-    _factor(options.cross_entropy + options.dice, kind, "cross_entropy or dice")
+        return options.distance * squared_error(logits, target.values, weights, total, options.reduction)
     if kind == "classes":
         log_p = logits.log_softmax(dim=1)
         truth = target.values.unsqueeze(1) == _numbers(logits)  # (N, K, *spatial)
@@ -70,6 +68,19 @@ def head_loss(options: LossOptions, kind: str, logits: Tensor, target: Target, t
         probabilities = log_p[:, 1:].exp() if kind == "classes" else logits.sigmoid()
         loss = loss + options.dice * dice_loss(probabilities, foreground, mask, total)
     return loss
+
+
+def check_factors(options: LossOptions, kind: str) -> None:
+    """Refuse losses that would not train a head of this kind.
+
+    Raises:
+        InputError: naming the factors, one of which has to be above zero.
+    """
+    value, name = (
+        (options.distance, "distance") if kind == "distance" else (options.cross_entropy + options.dice, "cross_entropy or dice")
+    )
+    if not value:
+        raise InputError(f"The {kind} head has a loss of factor 0 and would not be trained; set loss.{name} above 0.")
 
 
 def weighted(losses: Tensor, weights: Tensor, total: Sums, reduction: Reduction) -> Tensor:
@@ -126,9 +137,3 @@ def dice_loss(probabilities: Tensor, truth: Tensor, mask: Tensor, total: Sums) -
 def _numbers(logits: Tensor) -> Tensor:
     """0..K-1 along the channels; class numbers beyond, such as that of ignored voxels, equal none of them."""
     return torch.arange(logits.shape[1], device=logits.device).reshape(1, -1, *(1,) * (logits.dim() - 2))
-
-
-def _factor(value: float, kind: str, name: str) -> float:
-    if not value:
-        raise InputError(f"The {kind} head has a loss of factor 0 and would not be trained; set loss.{name} above 0.")
-    return value

@@ -72,7 +72,8 @@ def _nothing(dataset: Dataset, purpose: Purpose, fold: int | None, assigned: tup
     }
     have = ", ".join(f"{count} for {name}" for name, count in counts.items())
     where = f" in fold {fold}" if fold is not None else ""
-    advice = f"give pairs part: {purpose}, or boxes (of a stack, e.g. {{train: '0:18', {purpose}: '20:24'}}), or a larger split."
+    other = "validation" if purpose == "train" else purpose
+    advice = f"give pairs part: {purpose}, or boxes (of a stack, e.g. {{train: '0:18', {other}: '20:24'}}), or another split."
     return InputError(f"Nothing is for {purpose}{where}: of {len(dataset.pairs)} pairs {have}; {advice}")
 
 

@@ -138,7 +138,8 @@ class CropOptions(Options):
 
     Args:
         target: voxels along each axis that the network predicts of a crop, at least; one number for all axes, or one an axis.
-        positions: uniform over what is annotated, around a voxel of a class drawn uniformly, around a border, or by chance one of them.
+        positions: uniform over what is annotated, around a voxel of a class drawn uniformly, around a border, or by chance one of them (no
+            borders where the labels have none).
         per_step: crops of one optimiser step, over all ranks.
     """
 

@@ -7,7 +7,7 @@ crop       |<-- read -->|                             mirrored where it leaves t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -141,6 +141,11 @@ class Part:
             return hashes | {"labels": outlines_hash(pair.labels)}
         labels = open_volume(pair.labels, pair.labels_level, series=pair.labels_series)
         return hashes | {f"labels {key}": value for key, value in labels.fingerprint().items()}
+
+    def whole_image(self) -> Part:
+        """The image that this is a part of, with all its axes."""
+        shape = self.source.image().spatial_shape
+        return replace(self, box=Box.from_shape(shape), image_shape=shape, section=None)
 
     def in_image(self, box: Box) -> Box:
         """The box in voxels of the whole image, which has one axis more where the part is a section."""

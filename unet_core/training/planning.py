@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 
 from unet_core.errors import JobError, ResumeError
 from unet_core.footprint import footprint
@@ -27,7 +28,9 @@ from unet_core.store import is_remote
 from unet_core.training import package
 from unet_core.training.augmentation import check_augmentation
 from unet_core.training.census import Census, take_census
+from unet_core.training.checks import check_frozen, check_heads, check_positions, check_ranks, check_scores
 from unet_core.training.class_weights import class_weights
+from unet_core.training.crops import separated_counts
 from unet_core.training.dataset import Dataset, load_dataset, open_parts
 from unet_core.training.dataset_description import Purpose
 from unet_core.training.fine_tuning import inherited
@@ -43,10 +46,11 @@ from unet_core.training.plan import (
     training_store,
     write_training_plan,
 )
-from unet_core.training.setup import CENSUS, needs_instances, store_borders
+from unet_core.training.setup import CENSUS, VALIDATION_CENSUS, store_borders
 from unet_core.training.splits import purposes
 from unet_core.training.statistics import PERCENTILES, Statistics, take_statistics
 from unet_core.training.validation import score_names
+from unet_core.validation import first_problem
 
 _CHANNEL_NAMES = {1: ("intensity",), 3: ("red", "green", "blue")}
 
@@ -82,6 +86,7 @@ def plan_training(
         InputError: naming what is wrong with the data, the options, or the folder.
     """
     _check_folder(model_out)
+    check_ranks(options, ranks, threads)
     described = load_dataset(dataset, root=root)
     store = training_store(model_out)
     planned = find_training_plan(store)
@@ -99,9 +104,11 @@ def plan_training(
         return planned
     if is_trained(model_out):
         raise ResumeError(f"{model_out} holds a model that was not trained here; choose another folder.")
-    plan, census = _resolve(described, options, fold, init, freeze, ranks or 1, threads, note)
+    plan, census, annotated = _resolve(described, options, fold, init, freeze, ranks or 1, threads, note)
     check_writable(model_out)
     census.save(store, CENSUS)
+    if annotated is not None:
+        annotated.save(store, VALIDATION_CENSUS)
     write_training_plan(store, plan)
     note("weights of borders")
     store_borders(plan, model_out)
@@ -117,9 +124,7 @@ def _resolve(
     ranks: int,
     threads: int | None,
     note: Callable[[str], None],
-) -> tuple[TrainingPlan, Census]:
-    if options.crops.per_step < ranks:
-        raise JobError(f"{ranks} ranks share {options.crops.per_step} crops a step; set crops.per_step to {ranks} or more.")
+) -> tuple[TrainingPlan, Census, Census | None]:
     if freeze is not None and init is None:
         raise JobError(f"--freeze {freeze} keeps weights that were never trained; name a model with --init.")
     parent_description, parent = package.load_parent(init) if init else (None, None)
@@ -131,71 +136,77 @@ def _resolve(
     dims = package.network_dims(spec)
     training = open_parts(dataset, dims, "train", fold)
     validation = open_parts(dataset, dims, "validation", fold) if _has(dataset, "validation", fold) else ()
-    if needs_instances(options.heads) and not all(part.has_instances for part in training):
-        raise JobError("Heads of affinities or distance are made from instances; the data set has labels of classes only.")
-
     check_augmentation(options.augmentation, dims, training[0].channels)
-    counts = package.channel_counts(options.heads, len(dataset.classes))
-    spec = package.network_spec(spec, training[0].channels, sum(counts), dims)
+    check_heads(options, dataset, dims, training[0].voxel_size, all(part.has_instances for part in training))
+    channels = sum(package.channel_counts(options.heads, len(dataset.classes)))
+    spec = package.network_spec(spec, training[0].channels, channels, dims)
     network = build_without_memory(spec, "to train")
     input_shape, target_shape = _crop_shapes(network, options, training)
     names = score_names(options.heads, tuple(label.name for label in dataset.classes)) if validation else ("loss",)
-    if options.best not in names:
-        raise JobError(f"Option best is '{options.best[:60]}', which is no score of this training; it has {', '.join(names)}.")
+    check_scores(options, names, bool(validation))
     if parent is not None:
         parent = parent.model_copy(update={"new": inherited(network, package.parent_state(parent))[1]})
 
-    _check_regions(options, dataset)
+    check_frozen(parent, freeze)
     note(f"counting the classes of {len(training)} parts to train on, {len(validation)} to validate")
-    census = take_census(training)
+    separate = options.weights.separate and training[0].has_instances
+    tells_classes = any(head.kind in ("classes", "regions") for head in options.heads)
+    census = take_census(training, least_classes=2 if tells_classes and not separate else 1)
+    check_positions(options, census)
+    annotated = take_census(validation, least_classes=1) if validation else None
     if validation:
-        take_census(validation, least_classes=1)
         take_statistics(validation)  # refuses what is not finite
-    weights = class_weights(census.class_counts, dataset.class_names) if options.weights.balance else None
+    counts = separated_counts(training) if separate else census.class_counts
+    weights = class_weights(counts, dataset.class_names) if options.weights.balance else None
     note("statistics of intensities")
     found = take_statistics(training)
-    description = ModelDescription(
-        name=dataset.name or "trained",
-        network=spec,
-        heads=package.describe_heads(options.heads, len(dataset.classes)),
-        classes=package.describe_classes(options.heads, dataset.classes),
-        input_channels=_CHANNEL_NAMES.get(training[0].channels)
-        or tuple(f"channel {number}" for number in range(training[0].channels)),
-        voxel_size_um=training[0].voxel_size or "unknown",
-        normalisation=_stated(options, found, training[0]),
-        provenance={
-            "data": {"name": dataset.name, "source": dataset.source, "training": len(training), "validation": len(validation)}
-        },
+    description = _describe(dataset, options, spec, training, len(validation), found)
+    return (
+        TrainingPlan(
+            options=options,
+            dataset=dataset,
+            fold=fold,
+            description=description,
+            training=_facts(training, options, found),
+            validation=_facts(validation, options, found),
+            fingerprints=_fingerprints((*training, *validation)),
+            span=_span(found, training[0].dtype.name),
+            class_weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(dataset.classes),
+            input_shape=input_shape,
+            target_shape=target_shape,
+            parent=parent,
+            freeze=freeze,
+            ranks=ranks,
+            threads=threads or max(1, _cores() // ranks),
+        ),
+        census,
+        annotated,
     )
+
+
+def _describe(
+    dataset: Dataset, options: TrainingOptions, spec: NetworkSpec, training: tuple[Part, ...], validation: int, found: Statistics
+) -> ModelDescription:
+    channels = training[0].channels
+    try:
+        description = ModelDescription(
+            name=dataset.name or "trained",
+            network=spec,
+            heads=package.describe_heads(options.heads, len(dataset.classes)),
+            classes=package.describe_classes(options.heads, dataset.classes),
+            input_channels=_CHANNEL_NAMES.get(channels) or tuple(f"channel {number}" for number in range(channels)),
+            voxel_size_um=training[0].voxel_size or "unknown",
+            normalisation=_stated(options, found, training[0]),
+            provenance={
+                "data": {"name": dataset.name, "source": dataset.source, "training": len(training), "validation": validation}
+            },
+        )
+    except pydantic.ValidationError as error:
+        raise JobError(
+            f"No model can be described for these data: {first_problem(error)}; convert or rescale the images, or correct the options."
+        ) from None
     check_description(description, "the model to train")
-    return TrainingPlan(
-        options=options,
-        dataset=dataset,
-        fold=fold,
-        description=description,
-        training=_facts(training, options, found),
-        validation=_facts(validation, options, found),
-        fingerprints=_fingerprints((*training, *validation)),
-        span=_span(found, training[0].dtype.name),
-        class_weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(dataset.classes),
-        input_shape=input_shape,
-        target_shape=target_shape,
-        parent=parent,
-        freeze=freeze,
-        ranks=ranks,
-        threads=threads or max(1, _cores() // ranks),
-    ), census
-
-
-def _check_regions(options: TrainingOptions, dataset: Dataset) -> None:
-    for head in options.heads:
-        for region, names in head.regions.items() if head.kind == "regions" else ():
-            unknown = [name for name in names if name not in dataset.class_names]
-            if unknown or not names:
-                raise JobError(
-                    f"Region '{region}' of head '{head.name}' is made of {', '.join(unknown) or 'nothing'}; the data set has the classes "
-                    f"{', '.join(dataset.class_names)}."
-                )
+    return description
 
 
 def _has(dataset: Dataset, purpose: Purpose, fold: int | None) -> bool:
@@ -265,8 +276,10 @@ def _stated(options: TrainingOptions, found: Statistics, part: Part) -> Any:
 
 def _facts(parts: tuple[Part, ...], options: TrainingOptions, found: Statistics) -> tuple[PartFacts, ...]:
     if options.normalisation == "image":
-        own = [np.asarray(take_statistics([part]).percentiles) for part in parts]
-        each = [from_percentiles(low, high) for low, high in own]
+        sources = {part.source.pair: part for part in parts}
+        # Of the whole image, whatever part of it is used: that is what a segmentation takes.
+        own = {pair: take_statistics([part.whole_image()]).percentiles for pair, part in sources.items()}
+        each = [from_percentiles(*np.asarray(own[part.source.pair])) for part in parts]
     elif options.normalisation == "fixed":
         each = [Normalisation(offset=found.mean, scale=tuple(value or 1.0 for value in found.deviation))] * len(parts)
     else:

@@ -168,7 +168,7 @@ def _set(values: dict[str, Any], setting: str) -> None:
 def _value(key: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of what looks like a date
         raise JobError(f"--set {key}: '{text[:60]}' is no value; write a number, a word, or a list such as [1, 2].") from None
     if isinstance(value, str):  # YAML 1.1 takes 1e-3 for a word
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unet_core.geometry import Box
+from unet_core.geometry import Box, Shape
 from unet_core.training.batches import head_halos, widest
 from unet_core.training.census import Census
 from unet_core.training.crops import Sampler
@@ -13,8 +13,10 @@ from unet_core.training.options import HeadOptions
 from unet_core.training.parts import Part
 from unet_core.training.plan import FOLDER, TrainingPlan, training_store
 from unet_core.training.stored_weights import StoredBorderWeights, labels_fingerprint, store_border_weights
+from unet_core.training.tiles import Tile, choose_tiles
 
 CENSUS = "census.npz"
+VALIDATION_CENSUS = "validation.npz"
 _WEIGHTS = "weights"
 
 
@@ -26,6 +28,14 @@ def open_training(plan: TrainingPlan) -> tuple[Part, ...]:
 def open_validation(plan: TrainingPlan) -> tuple[Part, ...]:
     """The parts that are scored between steps; none without a split."""
     return open_parts(plan.dataset, plan.dims, "validation", plan.fold) if plan.validation else ()
+
+
+def open_tiles(plan: TrainingPlan, model_out: str, parts: tuple[Part, ...], stride: Shape) -> tuple[Tile, ...]:
+    """The tiles of ``open_validation`` that are scored between steps; none without a split."""
+    if not parts:
+        return ()
+    census = Census.load(training_store(model_out), VALIDATION_CENSUS, parts)
+    return choose_tiles(census, plan.target_shape, stride, plan.options.validation_crops)
 
 
 def open_sampler(plan: TrainingPlan, model_out: str, target: Box) -> Sampler:

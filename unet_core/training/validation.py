@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unet_core.footprint import Footprint
-from unet_core.geometry import BlockGrid, Box
+from unet_core.geometry import Box
 from unet_core.training.crops import read_truth
 from unet_core.training.group import Group
 from unet_core.training.losses import head_loss
@@ -20,14 +20,7 @@ from unet_core.training.options import IGNORE, HeadOptions, LossOptions
 from unet_core.training.parts import Part
 from unet_core.training.plan import TrainingPlan
 from unet_core.training.targets import HeadTarget, halo, targets
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A box of a part that is predicted at once."""
-
-    part: int
-    box: Box
+from unet_core.training.tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -46,16 +39,24 @@ class Validator:
     Args:
         plan: of the training.
         parts: of the validation, as in the plan.
+        tiles: of them, that are scored.
         geometry: of the network.
         device: of the network.
     """
 
-    def __init__(self, plan: TrainingPlan, parts: Sequence[Part], geometry: Footprint, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        parts: Sequence[Part],
+        tiles: Sequence[Tile],
+        geometry: Footprint,
+        device: torch.device | str,
+    ) -> None:
         self.plan = plan
         self.parts = parts
         self.geometry = geometry
         self.device = torch.device(device)
-        self.tiles = _spread(_all_tiles(parts, plan.target_shape, geometry.stride), plan.options.validation_crops)
+        self.tiles = tiles
         self.class_names = tuple(label.name for label in plan.dataset.classes)
         self.class_numbers = {name: number for number, name in enumerate(self.class_names)}
         size = plan.description.voxel_size_um
@@ -142,28 +143,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _all_tiles(parts: Sequence[Part], target_shape: tuple[int, ...], stride: tuple[int, ...]) -> list[Tile]:
-    """Tiles that begin at multiples of the stride, as blocks of a segmentation do: elsewhere poolings see other voxels together."""
-    shape = tuple(max(size // step, 1) * step for size, step in zip(target_shape, stride, strict=True))
-    tiles = []
-    for number, part in enumerate(parts):
-        first = tuple(start // step * step for start, step in zip(part.box.start, stride, strict=True))
-        extent = tuple(stop - start for start, stop in zip(first, part.box.stop, strict=True))
-        tiles += [Tile(number, Box.from_shape(shape, block.shift(first).start)) for block in BlockGrid(extent, shape).blocks()]
-    return tiles
-
-
 def _is_inside(bounds: Box, box: Box) -> Tensor:
     """Where ``box`` lies in ``bounds``: the last tiles of an image hang over it, and mirrored voxels are no truth of their own."""
     inside = torch.zeros(box.shape, dtype=torch.bool)
     inside[box.intersect(bounds).shift(tuple(-first for first in box.start)).slices()] = True
     return inside
-
-
-def _spread(tiles: list[Tile], most: int) -> tuple[Tile, ...]:
-    if len(tiles) <= most:
-        return tuple(tiles)
-    return tuple(tiles[position * len(tiles) // most] for position in range(most))
 
 
 def _counts_shape(head: HeadOptions, class_names: Sequence[str]) -> tuple[int, ...]:
