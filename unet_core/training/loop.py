@@ -181,6 +181,8 @@ class Trainer:
     def numbers(self) -> Iterator[list[int]]:
         """Samples of this rank for every step from the next on."""
         size = self.options.crops.per_step
+        if self._out_of_patience():  # before it was killed
+            return
         for step in range(self.step, self.options.steps):
             yield [step * size + position for position in range(self.group.rank, size, self.group.size)]
 
@@ -247,10 +249,12 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from the last good checkpoint, the same on every rank."""
-        found, problems = latest_checkpoint(self.store)
+        found, problems = latest_checkpoint(self.store) if self.group.rank == 0 else (None, ())
         self.notes = problems
-        if found is None:
+        step = int(self.group.broadcast_text(str(found.step) if found else "-1"))
+        if step < 0:
             return
+        found = found or load_checkpoint(self.store, step)
         if found.state["plan"] != self.plan.id:
             raise UnetCoreError(
                 f"Checkpoint of step {found.step} in {self.model_out} belongs to another plan; choose another folder."

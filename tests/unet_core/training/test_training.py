@@ -195,6 +195,17 @@ def test_training_stops_when_the_named_score_gets_no_better(tmp_path: Path) -> N
     assert load_model(tmp_path / "model").description.provenance["steps"] == reports[-1].step
 
 
+def test_a_training_killed_as_its_patience_ran_out_is_not_gone_on_with(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    settings = ("optimiser.rate=1e-9", "best=accuracy", "patience=2", "validate_every=2", "steps=40")
+    last = train(data, tmp_path / "whole", *settings)[-1].step
+    plan_training(str(data), str(tmp_path / "model"), make_options("default", [*FAST, *settings]), threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_rank(str(tmp_path / "model"), single(), stop_at(last))
+    assert train(data, tmp_path / "model", *settings) == []
+    assert (tmp_path / "model" / "model.json").read_bytes() == (tmp_path / "whole" / "model.json").read_bytes()
+
+
 def test_a_loader_that_is_killed_is_told_and_the_training_goes_on_when_called_again(tmp_path: Path) -> None:
     data = write_disks(tmp_path / "data")
     train(data, tmp_path / "whole")
