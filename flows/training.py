@@ -84,10 +84,12 @@ def train_plainly(
         The summary of the training.
 
     Raises:
-        InputError: before any step, naming what is wrong.
+        InputError: before any step, naming what is wrong, or that another process trains there.
         UnetCoreError: as the training met it; its checkpoints are kept.
     """
     from unet_core.predict import resolve_device
+    from unet_core.store import absolute
+    from unet_core.training.lock import only_one
 
     device = str(resolve_device(job.device))  # a GPU that is not there is told first
     plan = plan_job(job, note)
@@ -97,11 +99,10 @@ def train_plainly(
     def on_progress(report: Report) -> None:
         show(StepReport(**report))
 
-    if cluster == "serial":
-        return train_serially(job.model_out, how, on_progress)
-    from unet_core.store import absolute
-
     def on_restart(reason: str) -> None:
         note(f"the group of ranks starts anew: {reason}")
 
-    return train_on_cluster(absolute(job.model_out), cluster, how, on_progress, on_restart)
+    with only_one(job.model_out):
+        if cluster == "serial":
+            return dict(train_serially(job.model_out, how, on_progress))
+        return dict(train_on_cluster(absolute(job.model_out), cluster, how, on_progress, on_restart))

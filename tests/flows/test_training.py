@@ -1,11 +1,14 @@
-"""What a training job may say."""
+"""What a training job may say, and that a folder has one at a time."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from flows.training import make_training_job, train_plainly
-from unet_core.errors import InputError
+from tests.unet_core.training.datasets import FAST, write_disks
+from unet_core.errors import InputError, ResumeError
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,15 @@ from unet_core.errors import InputError
 def test_a_job_without_meaning_is_refused_in_one_line(fields, message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_plainly(make_training_job(dataset="data", model_out="model", **fields))
+
+
+def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    fields = {"dataset": str(write_disks(tmp_path / "data", count=2)), "model_out": str(tmp_path / "model")}
+    job = make_training_job(**fields, settings=(*FAST, "steps=2"), device="cpu")
+
+    def again(report: object) -> None:
+        with pytest.raises(ResumeError, match="Another process trains"):
+            train_plainly(job)
+
+    assert train_plainly(job, again)["steps"] == 2
+    assert train_plainly(job)["steps"] == 2
