@@ -217,10 +217,9 @@ def _has(dataset: Dataset, purpose: Purpose, fold: int | None) -> bool:
 def _fingerprints(parts: tuple[Part, ...]) -> dict[str, str]:
     """sha256 of what images and labels are told by; sections of one stack share theirs."""
     found: dict[str, str] = {}
-    for part in parts:
-        name = part.source.pair.image
-        if name not in found:
-            found[name] = hashlib.sha256(json.dumps(part.fingerprint(), sort_keys=True).encode()).hexdigest()
+    for pair, part in {part.source.pair: part for part in parts}.items():  # one image may be there with several levels or series
+        text = found.get(pair.image, "") + json.dumps(part.fingerprint(), sort_keys=True)
+        found[pair.image] = hashlib.sha256(text.encode()).hexdigest()
     return found
 
 
