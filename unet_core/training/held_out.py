@@ -91,11 +91,14 @@ def predict_part(
     for block in BlockGrid(part.box.shape, (_BLOCK[part.box.ndim],) * part.box.ndim).blocks():
         write = block.shift(part.box.start)
         for symmetry in SYMMETRIES[symmetries]:
-            turned = Box.from_shape(symmetry.turned_shape(write.shape))
-            needed = geometry.read_box(turned)
-            read = symmetry.box_before(needed, write.shape).shift(write.start)
+            turned = symmetry.turned_box(write, part.image_shape)
+            # Poolings lie on one grid over the whole (turned) image, as in a segmentation.
+            lead = tuple(first % step for first, step in zip(turned.start, geometry.stride, strict=True))
+            grown = turned.grow(lead, (0,) * len(lead))
+            read = symmetry.box_before(geometry.read_box(grown), part.image_shape)
             logits = predictor.logits(symmetry.turn(part.read_image(read)))
-            logits = logits[(slice(None), *Box.from_shape(turned.shape, geometry.skip).slices())]
+            skip = tuple(before + more for before, more in zip(geometry.skip, lead, strict=True))
+            logits = logits[(slice(None), *Box.from_shape(turned.shape, skip).slices())]
             mean = symmetry.turn_back(torch.softmax(logits, 0)).cpu().numpy() / len(SYMMETRIES[symmetries])
             if result is None:
                 result = np.zeros((len(mean), *part.box.shape), dtype=np.float32)
