@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,31 +59,28 @@ class _SynchronisedBatchNorm(_BatchNorm):
         assert self.running_var is not None
         if not self.training:
             return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        values = input.to(self.running_mean.dtype)
-        mean, variance, count = self._statistics(values)
-        if values.numel() == self.num_features and count < 2:  # asked last: on a GPU the question waits for all work before it
+        own_mean, own_variance = _own_statistics(input, self.running_mean.dtype)
+        mean, variance, count = self._statistics(own_mean, own_variance, input.numel() // self.num_features)
+        if input.numel() == self.num_features and count < 2:  # asked last: on a GPU the question waits for all work before it
             raise InputError("A batch norm sees one voxel in the whole batch, which has no variance; take larger or more crops.")
-        self._remember(mean.detach(), variance.detach(), count)
-        scale = torch.rsqrt(variance + self.eps)
-        if self.affine:
-            scale = scale * self.weight.double()
-        offset = -mean * scale
-        if self.affine:
-            offset = offset + self.bias.double()
-        shape = (1, -1) + (1,) * (input.dim() - 2)
-        return (values * scale.to(values.dtype).view(shape) + offset.to(values.dtype).view(shape)).to(input.dtype)
+        self._remember(mean, variance, count)
+        dtype = self.running_mean.dtype
+        return _Normalised.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, mean.to(dtype), variance.to(dtype), count, self.eps, self._group
+        )
 
-    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _statistics(self, own_mean: Tensor, own_variance: Tensor, own_count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance of each channel, float64, and voxels of the whole batch, in one sum over the ranks.
 
         Each rank brings its own mean and variance, which do not cancel as sums of squares do (Chan et al. 1979).
         """
-        channels, count = self.num_features, values.numel() // self.num_features
-        variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
-        row = torch.cat([mean.double(), variance.double(), mean.new_full((1,), count, dtype=torch.float64)])
+        channels = self.num_features
+        row = torch.cat([own_mean.double(), own_variance.double(), own_mean.new_full((1,), own_count, dtype=torch.float64)])
         before, after = self._group.rank, self._group.size - 1 - self._group.rank
-        rows = self._group.shared_total(functional.pad(row[None], (0, 0, before, after)))  # (ranks, 2 C + 1)
-        means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:].detach()
+        rows = self._group.summed(
+            functional.pad(row[None], (0, 0, before, after)), "adding up batch statistics"
+        )  # (ranks, 2 C + 1)
+        means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
         shares = counts / counts.sum()
         mean = (shares * means).sum(0)
         variance = (shares * (variances + (means - mean) ** 2)).sum(0)
@@ -99,3 +98,54 @@ class _SynchronisedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of axes; the module that was replaced has its own."""
+
+
+def _own_statistics(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, of ``dtype`` whatever that of the input."""
+    with torch.no_grad():
+        unused = torch.zeros(2, input.shape[1], dtype=dtype, device=input.device)  # its type is that of the results
+        mean, variance = torch.batch_norm_update_stats(input, unused[0], unused[1], 0.0)
+        return mean, variance
+
+
+class _Normalised(torch.autograd.Function):
+    """``weight (x - mean) / sqrt(variance + eps) + bias``, where mean and variance are functions of the x of all ranks.
+
+    torch's own kernels for given statistics do the passes over voxels, forwards and backwards; what is left of the gradient is linear
+    in x: dx = w r (dy - sum(dy) / n - x' sum(dy x') / n) with r = 1 / sqrt(variance + eps), x' = r (x - mean), sums over all n voxels
+    of all ranks (Ioffe and Szegedy 2015).
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        eps: float,
+        group: Group,
+    ) -> Tensor:
+        context.save_for_backward(input, weight, mean, variance, count)
+        context.eps, context.group = eps, group
+        return functional.batch_norm(input, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, variance, count = context.saved_tensors
+        direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, input, weight, mean, variance, None, None, False, context.eps, [True, True, True]
+        )
+        sums = torch.stack([of_bias, of_weight]).double()
+        sums = context.group.summed(sums, "adding up gradients of batch statistics") / count
+        inverse = torch.rsqrt(variance.double() + context.eps)
+        scale = inverse if weight is None else inverse * weight.double()
+        slope = -scale * inverse * sums[1]
+        offset = -scale * sums[0] - slope * mean.double()
+        # slope * x + offset by the kernel of a batch norm: one pass, whatever the layout
+        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        indirect = functional.batch_norm(input, zero, one, slope.to(mean.dtype), offset.to(mean.dtype), eps=0.0)
+        none = (None,) * 5
+        return (direct.add_(indirect), None if weight is None else of_weight, None if weight is None else of_bias, *none)

@@ -64,20 +64,16 @@ class Group:
         """
         return own if self.size == 1 else _Total.apply(own, self)  # type: ignore[no-untyped-call]
 
-    def shared_total(self, own: Tensor) -> Tensor:
-        """Sum over the ranks; its gradient is the sum of those of all ranks' uses of it, which the backward pass gathers."""
-        return own if self.size == 1 else _SharedTotal.apply(own, self)  # type: ignore[no-untyped-call]
-
     def gather_counts(self, counts: NDArray[Any]) -> NDArray[Any]:
         """Sum over the ranks of an int64 or float64 array; a copy."""
         if counts.dtype not in (np.int64, np.float64):
             raise TypeError(f"Counts are {counts.dtype}, not int64 or float64.")
         mine = torch.from_numpy(np.array(counts)).to(self.device)
-        return self._summed(mine, "counting").cpu().numpy()
+        return self.summed(mine, "counting").cpu().numpy()
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
-        self._summed(torch.zeros(1, device=self.device), "waiting for all ranks").item()
+        self.summed(torch.zeros(1, device=self.device), "waiting for all ranks").item()
 
     def broadcast_text(self, text: str) -> str:
         """The text of rank 0; that of other ranks is not looked at."""
@@ -138,7 +134,13 @@ class Group:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _summed(self, own: Tensor, doing: str) -> Tensor:
+    def summed(self, own: Tensor, doing: str) -> Tensor:
+        """Sum over the ranks, the same bits on each, without a gradient; itself on one rank.
+
+        Args:
+            own: of this rank.
+            doing: for the message, if another rank is lost.
+        """
         if self.size == 1:
             return own
         summed = own.detach().clone(memory_format=torch.contiguous_format)
@@ -150,22 +152,11 @@ class Group:
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, own: Tensor, group: Group) -> Tensor:
-        return group._summed(own, "adding up the loss")
+        return group.summed(own, "adding up the loss")
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
-
-
-class _SharedTotal(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, own: Tensor, group: Group) -> Tensor:
-        context.group = group
-        return group._summed(own, "adding up batch statistics")
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return context.group._summed(gradient, "adding up gradients of batch statistics"), None
 
 
 def single(device: str = "cpu") -> Group:

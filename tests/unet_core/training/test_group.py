@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from tests.unet_core.training.ranks import free_address, run_ranks
 from unet_core.errors import GroupError, InputError
-from unet_core.training.batch_norm import synchronise_batch_norm
+from unet_core.training.batch_norm import _SynchronisedBatchNorm, synchronise_batch_norm
 from unet_core.training.group import Group, join, single
 
 CLASSES = 3
@@ -154,6 +155,30 @@ def test_state_and_evaluation_are_those_of_plain_batch_norms() -> None:
     plain.load_state_dict(changed.state_dict())
     images = batch(torch.float32)[0]
     assert torch.equal(changed.eval()(images), plain.eval()(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_synchronised_batch_norm_is_as_exact_as_torchs_own(dtype: torch.dtype, layout: Any, affine: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(5, affine=affine)
+    if affine:
+        nn.init.normal_(plain.weight)
+    images = (3 * torch.randn(3, 5, 37, 41) + 7).to(dtype).contiguous(memory_format=layout)
+    upstream = torch.randn(3, 5, 37, 41).to(dtype).contiguous(memory_format=layout)
+
+    def results(module: nn.Module, images: Tensor) -> list[Tensor]:
+        own = images.clone().requires_grad_()
+        output = module(own)
+        output.backward(upstream.to(images.dtype))
+        assert output.dtype == own.grad.dtype == images.dtype
+        return [output.detach(), own.grad, *(each.grad for each in module.parameters()), module.running_var]
+
+    truth = results(copy.deepcopy(plain).double(), images.double())
+    synchronised = results(_SynchronisedBatchNorm(copy.deepcopy(plain), single()), images)
+    for expected, own, torchs in zip(truth, synchronised, results(plain, images), strict=True):
+        assert (own - expected).abs().max() < 2 * (torchs - expected).abs().max() + 1e-5
 
 
 def test_a_batch_norm_without_running_statistics_is_refused_by_name() -> None:
