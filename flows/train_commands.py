@@ -122,7 +122,7 @@ def _train_flow(job: TrainingJob) -> dict[str, Any]:
 def _print_summary(summary: dict[str, Any]) -> None:
     print(f"complete: {summary['model']} after {summary['steps']} steps, the best after {summary['best_step']}")
     for name, value in summary["validation"].items():
-        print(f"  validation {name}: {value:.4f}")
+        print(f"  validation {name}: " + ("nothing to score" if value is None else f"{value:.4f}"))
     print(
         f"  log, pictures and curves: {summary['model']}/training (tensorboard --logdir {summary['model']}/training/tensorboard)"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.train_commands import _print_summary
 from flows.training import make_training_job, train_plainly
 from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core.errors import InputError, ResumeError
@@ -34,3 +35,8 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
     assert train_plainly(job, again)["steps"] == 2
     assert train_plainly(job)["steps"] == 2
+
+
+def test_a_score_of_nothing_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_summary({"model": "m", "steps": 2, "best_step": 2, "validation": {"loss": 0.5, "iou_rare": None}})
+    assert "validation iou_rare: nothing to score" in capsys.readouterr().out

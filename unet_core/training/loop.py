@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -118,9 +119,10 @@ class Trainer:
                 speed = (self.step - done) * self.options.crops.per_step / (time.monotonic() - began)
                 report = replace(report, crops_per_second=speed, best_step=self.best["step"])
                 if log is not None:
-                    log.write(report)
-                    if report.scores:
-                        log.draw_curves(self.options.best)
+                    with self._writing("log"):
+                        log.write(report)
+                        if report.scores:
+                            log.draw_curves(self.options.best)
                     self.on_step(report)
                 if self._out_of_patience():
                     break
@@ -197,7 +199,8 @@ class Trainer:
         if log is not None and validator.tiles:
             step = max(1, len(validator.tiles) // _PICTURED)
             tiles = [validator.predict(network, tile) for tile in validator.tiles[::step][:_PICTURED]]
-            picture = f"{FOLDER}/{log.draw(self.step, tiles, self.plan.description)}"
+            with self._writing("picture"):
+                picture = f"{FOLDER}/{log.draw(self.step, tiles, self.plan.description)}"
         if training is not None:
             network.load_state_dict(training)
         self._judge(scores)
@@ -236,16 +239,22 @@ class Trainer:
                 "seed": self.options.seed,
                 "next_sample": self.step * self.options.crops.per_step,
             }
-            try:
+            with self._writing("checkpoint"):
                 save_checkpoint(self.store, Checkpoint(self.step, state, tensors))
                 prune(self.store, self.best["step"])
-            except OSError as error:
-                kept = latest_checkpoint(self.store)[0]
-                raise UnetCoreError(
-                    f"The checkpoint of step {self.step} cannot be written to {self.store.url} ({error.strerror}); the last good one is "
-                    f"{f'that of step {kept.step}' if kept else 'none'}. Make room, and run the same command again to go on from it."
-                ) from error
         self.group.barrier()
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Say what has no room where, and that what was saved before is kept."""
+        try:
+            yield
+        except OSError as error:
+            kept = latest_checkpoint(self.store)[0]
+            raise UnetCoreError(
+                f"The {what} of step {self.step} cannot be written to {self.model_out} ({error.strerror or error}); the last good checkpoint "
+                f"is {f'that of step {kept.step}' if kept else 'none'}. Make room, and run the same command again to go on from it."
+            ) from error
 
     def _restore(self) -> None:
         """Go on from the last good checkpoint, the same on every rank."""
@@ -274,9 +283,9 @@ class Trainer:
             best = self.best["step"] if self.best["step"] is not None else self.step
             tensors = load_checkpoint(self.store, best).tensors
             state = _part(tensors, _AVERAGE if self.average is not None else _NETWORK)
-            write_model(
-                self.model_out, self.plan, state, {"steps": self.step, "best_step": best, "validation": self.best["scores"]}
-            )
+            result = {"steps": self.step, "best_step": best, "validation": self.best["scores"]}
+            with self._writing("model"):
+                write_model(self.model_out, self.plan, state, result)
         self.group.barrier()
         return self._summary()
 
