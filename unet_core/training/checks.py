@@ -30,6 +30,17 @@ def check_ranks(options: TrainingOptions, ranks: int | None, threads: int | None
         raise JobError(f"{ranks} ranks share {options.crops.per_step} crops a step; set crops.per_step to {ranks} or more.")
 
 
+def check_network(options: TrainingOptions) -> None:
+    """Arguments that are not free.
+
+    Raises:
+        JobError: naming the argument.
+    """
+    for name in ("in_channels", "classes"):
+        if name in options.network.arguments:
+            raise JobError(f"network.arguments.{name} follows from the data and the heads; leave it away.")
+
+
 def check_heads(
     options: TrainingOptions, dataset: Dataset, dims: int, voxel_size: tuple[float, ...] | None, has_instances: bool
 ) -> None:

@@ -28,7 +28,7 @@ from unet_core.store import is_remote
 from unet_core.training import package
 from unet_core.training.augmentation import check_augmentation
 from unet_core.training.census import Census, take_census
-from unet_core.training.checks import check_frozen, check_heads, check_positions, check_ranks, check_scores
+from unet_core.training.checks import check_frozen, check_heads, check_network, check_positions, check_ranks, check_scores
 from unet_core.training.class_weights import class_weights
 from unet_core.training.crops import separated_counts
 from unet_core.training.dataset import Dataset, load_dataset, open_parts
@@ -87,6 +87,7 @@ def plan_training(
     """
     _check_folder(model_out)
     check_ranks(options, ranks, threads)
+    check_network(options)
     described = load_dataset(dataset, root=root)
     store = training_store(model_out)
     planned = find_training_plan(store)

@@ -56,6 +56,7 @@ def train(data: Path, out: Path, *settings: str) -> StepReport:
         (("loss.cross_entropy=0", "loss.dice=0"), {}, "classes head has a loss of factor 0"),
         (("heads=[{kind: distance}]", "loss.distance=0"), {}, "distance head has a loss of factor 0"),
         (("heads=[{kind: affinities, offsets: [[-1, 0, 0]]}]",), {}, "must be 2 voxels along yx"),
+        (("network.arguments.in_channels=7",), {}, "in_channels follows from the data"),
         ((), {"ranks": -1}, "--ranks is -1"),
         ((), {"threads": 0}, "--threads is 0"),
         ((), {"threads": 100_000}, "--threads is 100000"),
