@@ -99,7 +99,9 @@ def write_dense(folder: Path) -> Path:
 
 def test_instances_that_fill_the_image_are_learnt_with_borders_between_them(tmp_path: Path) -> None:
     data = write_dense(tmp_path / "data")
-    plan = plan_training(str(data), str(tmp_path / "model"), make_options("default", [*SHORT, "weights.separate=true"]))
+    plan = plan_training(
+        str(data), str(tmp_path / "model"), make_options("default", [*SHORT, "weights.separate=true", "weights.balance=true"])
+    )
     part = open_training(plan)[0]
     counts = np.bincount(read_truth(part, part.box, separate=True, needs_instances=False)[0].ravel())
     np.testing.assert_allclose(plan.class_weights, counts.sum() / (2 * counts))
