@@ -30,7 +30,7 @@ from tests.benchmarks.training_data import make_data_set, plan
 from tests.benchmarks.training_ranks import step_seconds
 
 RECIPES: dict[str, tuple[str, ...]] = {"paper": ("network.arguments.base=32",), "default": ()}  # with what is changed of them
-ROUNDS = {"paper": (4, 1), "default": (8, 2)}  # of so many steps
+ROUNDS = {"paper": (3, 1), "default": (8, 2)}  # of so many steps
 RANK_ROUNDS, RANK_STEPS = 2, 16
 WEIGHT_MAP = (1024, 100)  # side, cells
 
