@@ -24,16 +24,16 @@ from unet_core.training.fine_tuning import freeze, inherited, train_mode
 from unet_core.training.group import Group
 from unet_core.training.loaders import read_ahead
 from unet_core.training.losses import head_loss
-from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from unet_core.training.package import parent_state, write_model
 from unet_core.training.plan import FOLDER, find_training_plan, is_trained, training_store
 from unet_core.training.setup import open_sampler, open_tiles, open_validation
+from unet_core.training.state import model_state, restore_state, state_tensors
 from unet_core.training.validation import Validator, autocast, head_channels
 from unet_core.training.watching import Log, StepReport
 
 _PICTURED = 4  # tiles of a validation
 _LOADERS_ON_GPU = 4
-_NETWORK, _OPTIMISER, _AVERAGE = "network.", "optimiser.", "average."
 
 
 def train_rank(
@@ -229,10 +229,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.group.rank == 0:
-            tensors = {f"{_NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
-            tensors |= {f"{_OPTIMISER}{name}": tensor for name, tensor in optimiser_tensors(self.optimiser).items()}
-            if self.average is not None:
-                tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in self.average.state.items()}
+            tensors = state_tensors(self.network, self.optimiser, self.average)
             state = {
                 "plan": self.plan.id,
                 "best": self.best,
@@ -268,10 +265,7 @@ class Trainer:
             raise UnetCoreError(
                 f"Checkpoint of step {found.step} in {self.model_out} belongs to another plan; choose another folder."
             )
-        self.network.load_state_dict(_part(found.tensors, _NETWORK))
-        restore_optimiser(self.optimiser, _part(found.tensors, _OPTIMISER))
-        if self.average is not None:
-            self.average.state = {name: tensor.to(self.device) for name, tensor in _part(found.tensors, _AVERAGE).items()}
+        restore_state(found.tensors, self.network, self.optimiser, self.average, self.device)
         self.step, self.best = found.step, found.state["best"]
 
     def _open_log(self, validator: Validator) -> Log:
@@ -281,11 +275,15 @@ class Trainer:
         """Write the model: the best weights, or the last without a validation."""
         if self.group.rank == 0:
             best = self.best["step"] if self.best["step"] is not None else self.step
-            tensors = load_checkpoint(self.store, best).tensors
-            state = _part(tensors, _AVERAGE if self.average is not None else _NETWORK)
+            try:
+                tensors = load_checkpoint(self.store, best).tensors
+            except UnetCoreError as error:
+                raise UnetCoreError(
+                    f"{error} It is the best one, which the model was to be made of; put the file back, or train again in another folder."
+                ) from error
             result = {"steps": self.step, "best_step": best, "validation": self.best["scores"]}
             with self._writing("model"):
-                write_model(self.model_out, self.plan, state, result)
+                write_model(self.model_out, self.plan, model_state(tensors), result)
         self.group.barrier()
         return self._summary()
 
@@ -296,7 +294,3 @@ class Trainer:
         return {"model": self.model_out} | {
             name: found.get(name) for name in ("steps", "best_step", "validation", "training_plan")
         }
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
