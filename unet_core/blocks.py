@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import product
-from math import prod
+from math import ceil, prod
 
 from unet_core.block_shapes import check_block_shape, fit_block_shape
 from unet_core.cost import operations
@@ -48,7 +48,9 @@ FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so tha
 MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
 NEARLY = 1.05  # over the cheapest blocks, where none stay below that
 MOST_DECODED = 8  # times that a chunk of a stack is decoded, above which the user is warned
-COPIES = 4  # of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values
+# Of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values; half a copy
+# more, since what a late commit gives back is not at once used again.
+COPIES = 4.5
 
 
 def choose_blocks(
@@ -106,7 +108,7 @@ def stacked_shapes(usual: list[Shape], image_shape: Shape, ensemble: Ensemble) -
 
 def voxel_bytes(images: tuple[ImagePlan, ...]) -> int:
     """Bytes that a finished block of these images needs for each voxel."""
-    return COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images)
+    return ceil(COPIES * sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images))
 
 
 def _strips(job: SegmentationJob, ensemble: Ensemble, device: str) -> tuple[int, ...]:
