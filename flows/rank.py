@@ -14,9 +14,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from importlib import import_module
 from operator import methodcaller
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from flows.settings import launched_rank
 from unet_core import errors
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if options.reports is not None:
         end_with_parent()
         pipe = os.fdopen(options.reports, "w", buffering=1)
-        tell = lambda report: print(_line(report), file=pipe)  # noqa: E731
+        tell = partial(_printed, file=pipe)
     code = 0
     try:
         tell({"kind": "done", "summary": as_json(_train(options, tell))})
@@ -107,8 +108,8 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _printed(report: dict[str, Any]) -> None:
-    print(_line(report), flush=True)
+def _printed(report: dict[str, Any], file: TextIO | None = None) -> None:
+    print(_line(report), file=file, flush=True)
 
 
 def _line(report: dict[str, Any]) -> str:
