@@ -30,7 +30,7 @@ def evaluate(
     thresholds: str | None = None,
     invert_prediction: Flag = False,
     invert_reference: Flag = False,
-    instances: Literal["components", "watershed", "boundary-watershed", "given"] | None = None,
+    instances: Literal["components", "watershed", "boundary-watershed", "learnt-distance", "given"] | None = None,
     depth: float | None = None,
     connectivity: Whole = 1,
     min_voxels: Whole = 0,
@@ -62,8 +62,10 @@ def evaluate(
         thresholds: Of the scores that look for the best one; 0,0.1,..,0.9 unless told.
         invert_prediction: What is low, or 0, is foreground: for a map of membranes when cells are scored.
         invert_reference: What is 0 is foreground.
-        instances: How instances of the prediction are made; components unless told, or given if it holds ids.
-        depth: Of domes (watershed, in micrometre where the voxel size is known) or valleys (boundary-watershed) that become instances.
+        instances: How instances of the prediction are made; components unless told, or given if it holds ids; learnt-distance needs a
+            model with a distance head.
+        depth: Of domes (watershed, in micrometre where the voxel size is known; learnt-distance) or valleys (boundary-watershed) that become
+            instances.
         connectivity: Of components: how many axes a step may change.
         min_voxels: Smaller instances of the prediction are background.
         average: Over sections, of the Rand scores at thresholds: pairs added up (micro) or mean of scores (macro); each its own unless told.

@@ -16,7 +16,7 @@ from unet_core.postprocess import connected_components, remove_small, watershed_
 
 PredictionIs = Literal["mask", "classes", "ids", "map"]
 ReferenceIs = Literal["mask", "classes", "ids"]
-Instances = Literal["components", "watershed", "boundary-watershed", "given"]
+Instances = Literal["components", "watershed", "boundary-watershed", "learnt-distance", "given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class MeaningOptions:
         threshold: foreground of a probability map is above it.
         thresholds: of the scores that search for the best one.
         instances: how ids are made of the prediction: its connected components, a watershed on the distance to background, a
-            watershed on 1 - map, or as given.
-        depth: of the domes (watershed, in the unit of the voxel size) or valleys (boundary-watershed) that become instances;
-            one voxel, or 0.1, unless told.
+            watershed on 1 - map, one on what a distance head of the model says (where a model is scored), or as given.
+        depth: of the domes (watershed, in the unit of the voxel size; learnt-distance, in -1..1) or valleys (boundary-watershed) that
+            become instances; one voxel, or 0.1, unless told.
         connectivity: of components: how many axes a step may change.
         min_voxels: instances of the prediction below it are background.
         invert_prediction: what is low, or 0, is foreground.
@@ -100,6 +100,8 @@ class Meaning:
             raise InputError(
                 f"A watershed on boundaries needs a probability map, the prediction holds {self.prediction_is}; use 'watershed'."
             )
+        if options.instances == "learnt-distance":
+            raise InputError("A distance that a model predicts is not in an image; score the model against a dataset.yaml.")
         if options.instances not in (None, "given") and self.prediction_is == "ids":
             raise InputError(f"The prediction holds ids, so that its instances are given; leave '{options.instances}' away.")
 

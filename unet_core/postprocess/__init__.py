@@ -2,14 +2,17 @@
 
 from unet_core.postprocess.components import connected_components, in_scan_order, remove_small
 from unet_core.postprocess.watershed import (
+    LEARNT_DEPTH,
     distance_to_background,
     seeds_by_distance,
     seeds_by_h_maxima,
     watershed_on_boundaries,
     watershed_on_distance,
+    watershed_on_learnt_distance,
 )
 
 __all__ = [
+    "LEARNT_DEPTH",
     "connected_components",
     "distance_to_background",
     "in_scan_order",
@@ -18,4 +21,5 @@ __all__ = [
     "seeds_by_h_maxima",
     "watershed_on_boundaries",
     "watershed_on_distance",
+    "watershed_on_learnt_distance",
 ]

@@ -16,6 +16,8 @@ from skimage.segmentation import watershed
 from unet_core.errors import InputError
 from unet_core.postprocess.components import connected_components, in_scan_order
 
+LEARNT_DEPTH = 0.1  # of tanh(d / scale)
+
 
 def distance_to_background(mask: ArrayLike, voxel_size: tuple[float, ...] | None = None) -> NDArray[np.float64]:
     """Euclidean distance of each foreground voxel's centre to that of the nearest background voxel.
@@ -114,13 +116,48 @@ def watershed_on_boundaries(
     Raises:
         InputError: if the shapes differ.
     """
-    foreground, height = np.asarray(mask) != 0, np.asarray(boundaries, dtype=np.float64)
+    return _divided(-np.asarray(boundaries, dtype=np.float64), mask, seeds, h, connectivity)
+
+
+def watershed_on_learnt_distance(
+    distance: NDArray[Any],
+    mask: ArrayLike,
+    seeds: NDArray[np.int64] | None = None,
+    *,
+    h: float = LEARNT_DEPTH,
+    connectivity: int = 1,
+) -> NDArray[np.int64]:
+    """Divide a mask where a network says that a border is near: flood what its distance head gave from its domes.
+
+    A part of the mask without a seed stays one instance, so that every foreground voxel is in one.
+
+    Args:
+        distance: tanh(d / scale) of 2 or 3 dimensions, d above zero inside an instance.
+        mask: of the same shape; anything but 0 is foreground.
+        seeds: ids from 0; by default domes of ``distance`` at least ``h`` high, inside the mask.
+        h: height of a dome, in -1..1.
+        connectivity: as in ``connected_components``.
+
+    Returns:
+        Ids in scan order, 0 on background.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    return _divided(np.asarray(distance, dtype=np.float64), mask, seeds, h, connectivity)
+
+
+def _divided(
+    height: NDArray[np.float64], mask: ArrayLike, seeds: NDArray[np.int64] | None, h: float, connectivity: int
+) -> NDArray[np.int64]:
+    """Flood from the domes of ``height``, which is above -1 inside instances."""
+    foreground = np.asarray(mask) != 0
     if height.shape != foreground.shape:
-        raise InputError(f"Boundaries have shape {height.shape} and the mask {foreground.shape}; they must be equal.")
+        raise InputError(f"The map has shape {height.shape} and the mask {foreground.shape}; they must be equal.")
     if seeds is None:
-        # Background counts as boundary, so that valleys end with the mask.
-        seeds = seeds_by_h_maxima(np.where(foreground, -height, -1.0), h, connectivity)
-    return _flood(height, seeds, foreground, connectivity)
+        # Background is as low as can be, so that domes end with the mask.
+        seeds = seeds_by_h_maxima(np.where(foreground, height, -1.0), h, connectivity)
+    return _flood(-height, seeds, foreground, connectivity)
 
 
 def _flood(

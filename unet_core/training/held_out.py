@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unet_core.errors import InputError
 from unet_core.evaluation import Meaning, MeaningOptions, Pair, pair_of_arrays
 from unet_core.geometry import BlockGrid, Box
+from unet_core.model_heads import Head
 from unet_core.model_package import ModelPackage, load_model
 from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.postprocess import LEARNT_DEPTH, watershed_on_learnt_distance
 from unet_core.predict import Predictor, load_predictor
+from unet_core.readout import activated
 from unet_core.symmetries import SYMMETRIES, SymmetrySet
 from unet_core.training.dataset import load_dataset, open_parts
 from unet_core.training.dataset_description import Purpose
@@ -42,7 +46,8 @@ def held_out_pairs(
     """One pair a part: what the model says, and the truth; both whole in memory, one part after another.
 
     With two classes, or a class named, the prediction is the probability of the foreground, and the truth its instances where the
-    labels have some, else its mask. With more classes both are class numbers.
+    labels have some, else its mask. With more classes both are class numbers. Where instances are asked of the model's distance
+    head, the prediction is ids, the foreground cut up by ``watershed_on_learnt_distance``.
 
     Args:
         model: package or name, with a head of classes.
@@ -70,21 +75,45 @@ def held_out_pairs(
     if foreground is not None and foreground not in names:
         raise InputError(f"Class '{foreground}' is none of {', '.join(names)}.")
     chosen = foreground or (names[1] if len(names) == 2 else None)
+    distance = _distance_head(package, chosen) if options.instances == "learnt-distance" else None
     predictor = load_predictor(package, device, "float32", threads)
     for part in open_parts(described, package.dims, purpose, fold):
         if part.channels != len(package.description.input_channels):
             raise InputError(
                 f"Model {model} takes {len(package.description.input_channels)} channels, {part.name} has {part.channels}."
             )
-        probabilities = predict_part(package, predictor, part, symmetries)[list(head.channels)]
-        probabilities = probabilities[[ours.index(name) for name in names]]
-        yield _pair(part, probabilities, chosen, options)
+        values = predict_part(package, predictor, part, symmetries)
+        probabilities = values[list(head.channels)][[ours.index(name) for name in names]]
+        if chosen is None:
+            yield _classes_pair(part, probabilities, options)
+            continue
+        foreground_map = probabilities[names.index(chosen)]
+        if distance is None:
+            yield _pair(part, foreground_map, "map", chosen, options)
+            continue
+        ids = watershed_on_learnt_distance(
+            values[distance.channels[0]],
+            foreground_map > np.float32(options.threshold),
+            h=LEARNT_DEPTH if options.depth is None else options.depth,
+            connectivity=options.connectivity,
+        )
+        yield _pair(part, ids, "ids", chosen, replace(options, instances="given"))
 
 
 def predict_part(
     package: ModelPackage, predictor: Predictor, part: Part, symmetries: SymmetrySet = "none"
 ) -> NDArray[np.float32]:
-    """Soft-max probabilities (K, *part.box.shape), the image mirrored where it ends, averaged over symmetries of each block."""
+    """What each channel says of a part: probabilities of classes, regions and affinities, and distances as they are.
+
+    Args:
+        package: the model.
+        predictor: its network, ready to run.
+        part: to predict; the image is mirrored where it ends.
+        symmetries: that each block is averaged over.
+
+    Returns:
+        (channels of the network, *part.box.shape).
+    """
     predictor = replace(predictor, normalisation=_normalisation(package, part))
     result: NDArray[np.float32] | None = None
     geometry = package.footprint
@@ -99,7 +128,7 @@ def predict_part(
             logits = predictor.logits(symmetry.turn(part.read_image(read)))
             skip = tuple(before + more for before, more in zip(geometry.skip, lead, strict=True))
             logits = logits[(slice(None), *Box.from_shape(turned.shape, skip).slices())]
-            mean = symmetry.turn_back(torch.softmax(logits, 0)).cpu().numpy() / len(SYMMETRIES[symmetries])
+            mean = symmetry.turn_back(_activated(logits, package)).cpu().numpy() / len(SYMMETRIES[symmetries])
             if result is None:
                 result = np.zeros((len(mean), *part.box.shape), dtype=np.float32)
             result[(slice(None), *block.slices())] += mean
@@ -121,14 +150,37 @@ def _normalisation(package: ModelPackage, part: Part) -> Normalisation:
     )
 
 
-def _pair(part: Part, probabilities: NDArray[np.float32], foreground: str | None, options: MeaningOptions) -> Pair:
-    classes, ids = part.read_labels(part.box)
-    ignored = classes == IGNORE
+def _activated(logits: Tensor, package: ModelPackage) -> Tensor:
+    values = logits.clone()
+    for head in package.description.heads:
+        channels = list(head.channels)
+        values[channels] = activated(logits[channels], head.kind)
+    return values
+
+
+def _distance_head(package: ModelPackage, foreground: str | None) -> Head:
+    heads = [head for head in package.description.heads if head.kind == "distance"]
+    if not heads:
+        kinds = ", ".join(head.kind for head in package.description.heads)
+        raise InputError(
+            f"Model {package.url} has no distance head, only {kinds}; use 'watershed', or train with heads of kind classes and distance."
+        )
     if foreground is None:
-        meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE))
-        return pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
-    number = part.class_names.index(foreground)
-    truth = np.where(classes == number, 1 if ids is None else ids, 0)
-    truth[ignored] = _IGNORED_ID
-    meaning = Meaning("map", "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
-    return pair_of_arrays(part.name, probabilities[number], truth, meaning)
+        raise InputError(f"Instances of one class are cut up, model {package.url} has several; name it with --class.")
+    return heads[0]
+
+
+def _classes_pair(part: Part, probabilities: NDArray[np.float32], options: MeaningOptions) -> Pair:
+    classes, _ = part.read_labels(part.box)
+    meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE))
+    return pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
+
+
+def _pair(
+    part: Part, prediction: NDArray[Any], prediction_is: Literal["map", "ids"], foreground: str, options: MeaningOptions
+) -> Pair:
+    classes, ids = part.read_labels(part.box)
+    truth = np.where(classes == part.class_names.index(foreground), 1 if ids is None else ids, 0)
+    truth[classes == IGNORE] = _IGNORED_ID
+    meaning = Meaning(prediction_is, "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
+    return pair_of_arrays(part.name, prediction, truth, meaning)

@@ -19,7 +19,9 @@ from unet_core.postprocess import (
     seeds_by_h_maxima,
     watershed_on_boundaries,
     watershed_on_distance,
+    watershed_on_learnt_distance,
 )
+from unet_core.training.object_distance import signed_distance
 
 SHAPES = ((37, 53), (9, 23, 31))
 
@@ -143,3 +145,16 @@ def test_masks_without_background_or_foreground_have_instances_too() -> None:
     assert watershed_on_distance(np.ones((5, 7))).tolist() == np.ones((5, 7)).tolist()
     assert watershed_on_distance(np.zeros((5, 7))).max() == 0
     assert watershed_on_boundaries(np.zeros((5, 7)), np.ones((5, 7))).max() == 1
+
+
+def test_a_learnt_distance_divides_what_touches() -> None:
+    """The distance to the own border of two halves of one square, which no distance to background tells apart."""
+    truth = np.zeros((24, 30), dtype=np.int64)
+    truth[4:20, 3:14], truth[4:20, 14:27] = 1, 2
+    distance, _ = signed_distance(truth, 15.0, (1.0, 1.0))
+    learnt = np.tanh(distance / 5)
+    np.testing.assert_array_equal(watershed_on_learnt_distance(learnt, truth > 0), truth)
+    assert watershed_on_distance(truth > 0).max() == 1
+    assert watershed_on_learnt_distance(learnt, truth > 0, h=1.9).max() == 1  # no dome is so high
+    with pytest.raises(InputError, match="shape"):
+        watershed_on_learnt_distance(learnt[1:], truth > 0)

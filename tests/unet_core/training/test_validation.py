@@ -12,11 +12,12 @@ import torch
 from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core import networks
 from unet_core.errors import InputError
-from unet_core.evaluation import MeaningOptions, score_images
+from unet_core.evaluation import Meaning, MeaningOptions, score_images
 from unet_core.footprint import footprint
 from unet_core.geometry import Box
-from unet_core.metrics import iou
+from unet_core.metrics import iou, panoptic_quality
 from unet_core.model_package import load_model
+from unet_core.postprocess import remove_small, watershed_on_learnt_distance
 from unet_core.predict import load_predictor
 from unet_core.training.dataset import load_dataset, open_parts
 from unet_core.training.group import single
@@ -113,3 +114,47 @@ def test_a_model_is_scored_on_the_part_that_was_held_out(trained: tuple[Path, Pa
     assert len(table.names) == 2
     with pytest.raises(InputError, match="classes background, nucleus, data set .* has background, disk"):
         next(held_out_pairs("nuclei-fluorescence", str(data), MeaningOptions()))
+
+
+@pytest.fixture(scope="module")
+def two_headed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("two-headed")
+    data = write_disks(folder / "data", **SPLIT)
+    options = make_options("default", [*FAST, "steps=6", "heads=[{kind: distance, scale: 3}, {kind: classes}]"])
+    plan_training(str(data), str(folder / "model"), options, threads=1)
+    train_rank(str(folder / "model"), single())
+    return data, folder / "model"
+
+
+def test_each_head_is_predicted_by_itself(two_headed: tuple[Path, Path]) -> None:
+    data, model = two_headed
+    package = load_model(model)
+    normalisation = package.description.normalisation
+    for part in open_parts(load_dataset(data), 2, "test"):
+        logits = whole_pass(package.network, part.read_image(part.box)[0], normalisation.offset[0], normalisation.scale[0])
+        found = predict_part(package, load_predictor(package, "cpu", "float32", 1), part)
+        np.testing.assert_allclose(found[0], logits[0], atol=1e-5)
+        np.testing.assert_allclose(found[1:], torch.softmax(torch.from_numpy(logits[1:]), 0).numpy(), atol=1e-5)
+
+
+def test_instances_of_a_learnt_distance_are_scored(two_headed: tuple[Path, Path]) -> None:
+    data, model = two_headed
+    options = MeaningOptions(instances="learnt-distance", depth=0.02, threshold=0.4, min_voxels=4)
+    table = score_images(held_out_pairs(str(model), str(data), options), ("iou", "pq"))
+    package = load_model(model)
+    predictor = load_predictor(package, "cpu", "float32", 1)
+    expected = []
+    for part in open_parts(load_dataset(data), 2, "test"):
+        distance, _, probability = predict_part(package, predictor, part)
+        ids = remove_small(watershed_on_learnt_distance(distance, probability > np.float32(0.4), h=0.02), 4)
+        expected.append(panoptic_quality(ids, part.read_labels(part.box)[1]).pq)
+    assert table["pq"] == pytest.approx(np.mean(expected))
+
+
+def test_instances_of_a_distance_need_a_model_that_predicts_one(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = trained
+    options = MeaningOptions(instances="learnt-distance")
+    with pytest.raises(InputError, match="no distance head, only classes; use 'watershed'"):
+        next(held_out_pairs(str(model), str(data), options))
+    with pytest.raises(InputError, match=r"not in an image; score the model against a dataset\.yaml"):
+        Meaning("map", "ids", options)
