@@ -24,7 +24,7 @@ from unet_core.training.fine_tuning import freeze, inherited, train_mode
 from unet_core.training.group import Group
 from unet_core.training.loaders import read_ahead
 from unet_core.training.losses import head_loss
-from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser
+from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, set_rate
 from unet_core.training.package import parent_state, write_model
 from unet_core.training.plan import FOLDER, find_training_plan, is_trained, training_store
 from unet_core.training.setup import open_sampler, open_tiles, open_validation
@@ -134,8 +134,7 @@ class Trainer:
     def change_weights(self, parallel: nn.Module, batch: Batch, describe: Callable[[int], str]) -> tuple[float, float]:
         """One step; its loss and learning rate."""
         rate = learning_rate(self.options.optimiser, self.step, self.options.steps)
-        for entry in self.optimiser.param_groups:
-            entry["lr"] = rate
+        set_rate(self.optimiser, rate)
         # The state of every generator is this number: dropout of a step does not depend on what was drawn before.
         torch.manual_seed(int(np.random.SeedSequence([self.options.seed, self.step, self.group.rank]).generate_state(1)[0]))
         with autocast(self.device, self.options.precision):
@@ -154,7 +153,7 @@ class Trainer:
         self._check_finite(float(norm), "norm of the gradient", batch, logits, describe)
         self.optimiser.step()
         if self.average is not None:
-            self.average.update(self.network)
+            self.average.update(self.network, self.step)
         return float(loss.detach()), rate
 
     def _check_finite(self, value: float, what: str, batch: Batch, logits: Tensor, describe: Callable[[int], str]) -> None:

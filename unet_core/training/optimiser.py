@@ -6,19 +6,27 @@ The learning rate is a function of the step, so that nothing of it has to be sto
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unet_core.training.options import OptimiserOptions
 
+FACTOR = "rate_factor"  # of a group of parameters
+
 
 def make_optimiser(network: nn.Module, options: OptimiserOptions) -> torch.optim.Optimizer:
     """The optimiser of all trainable parameters; biases and normalisation (one axis) do not decay."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [each for _, each in named if each.dim() > 1], "weight_decay": options.weight_decay, FACTOR: 1.0},
+        {"params": [each for name, each in named if each.dim() <= 1 and not _is_bias(name)], "weight_decay": 0.0, FACTOR: 1.0},
+        {
+            "params": [each for name, each in named if each.dim() <= 1 and _is_bias(name)],
+            "weight_decay": 0.0,
+            FACTOR: options.bias_rate,
+        },
     ]
     groups = [group for group in groups if group["params"]]
     match options.kind:
@@ -30,6 +38,16 @@ def make_optimiser(network: nn.Module, options: OptimiserOptions) -> torch.optim
             return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=options.rate, momentum=options.momentum)
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] == "bias"
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step; biases have their multiple of it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group[FACTOR]
 
 
 def learning_rate(options: OptimiserOptions, step: int, steps: int) -> float:
@@ -68,9 +86,11 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
 class MovingAverage:
     """Exponential moving average of a network's state; what is no float is the latest.
 
+    The first steps count more, so that the average soon forgets the weights it began with.
+
     Args:
         network: whose state it begins with.
-        decay: share of the old average at every step.
+        decay: share of the old average at every step, (1 + n) / (10 + n) at most after n steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -78,10 +98,11 @@ class MovingAverage:
         self.state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take in the state after a step."""
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the state after a step, whose number (from 0) is given."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
-                self.state[name].lerp_(tensor, 1 - self.decay)
+                self.state[name].lerp_(tensor, share)
             else:
                 self.state[name].copy_(tensor)

@@ -160,6 +160,7 @@ class OptimiserOptions(Options):
         warmup_steps: of the cosine schedule.
         decay_factor: of the step schedule.
         decay_steps: likewise.
+        bias_rate: factor on the rate for biases.
         clip: largest norm of the gradient; None for no limit.
         ema: decay of the moving average of the weights that is validated and saved; 0 for none.
     """
@@ -172,6 +173,7 @@ class OptimiserOptions(Options):
     warmup_steps: Annotated[int, Field(ge=0, le=1 << 31)] = 50
     decay_factor: Fraction = 0.1
     decay_steps: Count = 25_000
+    bias_rate: Positive = 1.0
     clip: Positive | None = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

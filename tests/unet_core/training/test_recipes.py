@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from unet_core.errors import JobError
-from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from unet_core.training.optimiser import (
+    MovingAverage,
+    learning_rate,
+    make_optimiser,
+    optimiser_tensors,
+    restore_optimiser,
+    set_rate,
+)
 from unet_core.training.options import OptimiserOptions
 from unet_core.training.recipes import RECIPES, make_options
 
@@ -97,11 +104,26 @@ def test_the_moving_average_is_its_formula() -> None:
     network = torch.nn.BatchNorm1d(1)
     average = MovingAverage(network, 0.9)
     expected = 1.0
-    for value in (2.0, 3.0):
+    for step, decay in ((0, 1 / 10), (1, 2 / 11), (100, 0.9)):  # short at first, so that what it began with is soon forgotten
         with torch.no_grad():
-            network.weight.fill_(value)
+            network.weight.fill_(2.0 + step)
         network.num_batches_tracked += 1
-        average.update(network)
-        expected = 0.9 * expected + 0.1 * value
+        average.update(network, step)
+        expected = decay * expected + (1 - decay) * (2.0 + step)
     assert math.isclose(float(average.state["weight"]), expected, rel_tol=1e-6)
-    assert int(average.state["num_batches_tracked"]) == 2
+    assert int(average.state["num_batches_tracked"]) == 3
+
+
+def test_biases_may_learn_faster() -> None:
+    """As in the solvers of FCN and V-Net, where they take twice the rate; without momentum the first step is the rate times the gradient."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.PReLU())
+    options = OptimiserOptions(kind="sgd", momentum=0.0, weight_decay=0.0, bias_rate=2.0)
+    optimiser = make_optimiser(network, options)
+    before = {name: each.detach().clone() for name, each in network.named_parameters()}
+    network(torch.tensor([[1.0, -2.0, 3.0]])).square().sum().backward()
+    set_rate(optimiser, 0.01)
+    optimiser.step()
+    for name, each in network.named_parameters():
+        factor = 0.02 if name.endswith("bias") else 0.01
+        torch.testing.assert_close(each.detach(), before[name] - factor * each.grad)
+    assert make_options("fcn").optimiser.bias_rate == make_options("vnet").optimiser.bias_rate == 2
