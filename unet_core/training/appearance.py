@@ -41,6 +41,7 @@ class Appearance:
     """What one sample's intensities go through, in this order; the defaults change nothing.
 
     Args:
+        like: number of the part whose intensities it gets; None for its own.
         stains: factors of haematoxylin and eosin.
         exponent: of the gray-value curve between 0 and 1 of the span.
         gains: factor of each channel.
@@ -51,6 +52,7 @@ class Appearance:
         voxel_size: so that the blur is as wide in micrometres along all axes; None: as wide in voxels.
     """
 
+    like: int | None = None
     stains: tuple[float, float] = (1.0, 1.0)
     exponent: float = 1.0
     gains: tuple[float, ...] = (1.0,)
@@ -62,17 +64,27 @@ class Appearance:
 
 
 def draw_appearance(
-    options: Augmentation, rng: np.random.Generator, channels: int, voxel_size: Sequence[float] | None = None
+    options: Augmentation, rng: np.random.Generator, channels: int, voxel_size: Sequence[float] | None = None, parts: int = 1
 ) -> Appearance:
     """Draw the appearance of one sample from its own generator.
+
+    Args:
+        options: how much may change.
+        rng: of the sample.
+        channels: of the image.
+        voxel_size: if axes differ.
+        parts: to learn from, any of which the sample may look like.
 
     Raises:
         InputError: if stains shall vary and the image is not RGB.
     """
     if options.stain and channels != 3:
         raise InputError(f"Stains are told apart in RGB and the image has {channels} channels; set augmentation.stain to 0.")
+    is_matched = options.histogram and rng.random() < options.histogram
+    like = int(rng.integers(parts)) if is_matched else None
     haematoxylin, eosin = np.exp(rng.normal(0.0, options.stain, 2))
     return Appearance(
+        like=like,
         stains=(float(haematoxylin), float(eosin)),
         exponent=float(np.exp(rng.uniform(-1, 1) * np.log(options.gamma))),
         gains=tuple(np.exp(rng.normal(0.0, options.gain, channels)).tolist()),

@@ -14,6 +14,7 @@ from torch import Tensor
 from unet_core.geometry import Box
 from unet_core.training.appearance import Span, change_appearance
 from unet_core.training.crops import Sample
+from unet_core.training.histograms import match_histogram
 from unet_core.training.options import IGNORE, HeadOptions
 from unet_core.training.plan import TrainingPlan
 from unet_core.training.resample import warp_images, warp_labels
@@ -68,6 +69,7 @@ class BatchMaker:
         warps, origins = [sample.warp for sample in samples], [sample.origin for sample in samples]
         shape = self.plan.input_shape
         images = warp_images([self._move(sample.image) for sample in samples], origins, warps, shape, self.order)
+        images = torch.stack([self._matched(image, sample) for image, sample in zip(images, samples, strict=True)])
         images = change_appearance(images, [sample.appearance for sample in samples], self.span)
         parts = [sample.part for sample in samples]
         spread = (len(samples), -1) + (1,) * self.plan.dims
@@ -84,6 +86,13 @@ class BatchMaker:
             image=images,
             heads=tuple(self._target(head, sides, classes, instances, weights) for head, sides in heads),
         )
+
+    def _matched(self, image: Tensor, sample: Sample) -> Tensor:
+        """A crop with the intensities of the part that it shall look like."""
+        if sample.appearance.like is None:
+            return image
+        own, other = (np.array(self.plan.training[part].quantiles) for part in (sample.part, sample.appearance.like))
+        return match_histogram(image, own, other)
 
     def _labels(self, samples: Sequence[Sample], labels: Sequence[NDArray[Any]]) -> Tensor:
         warps, origins = [sample.warp for sample in samples], [sample.label_origin for sample in samples]

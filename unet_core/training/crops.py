@@ -119,7 +119,7 @@ class Sampler:
         shift = (size // 2 - (first + extent // 2) for size, first, extent in middles)
         centre = tuple(position + step for position, step in zip(target_centre, shift, strict=True))
         warp = draw_warp(self.options.augmentation, random, centre, part.voxel_size)
-        appearance = draw_appearance(self.options.augmentation, random, part.channels, part.voxel_size)
+        appearance = draw_appearance(self.options.augmentation, random, part.channels, part.voxel_size, len(self.parts))
         source, truth = warp.source_box(self.input_shape), warp.source_box(self.input_shape, self.labelled)
         classes, instances = read_truth(part, truth, self.options.weights.separate, self.needs_instances)
         border = self.borders[part_number]

@@ -108,6 +108,7 @@ class Augmentation(Options):
         flip: mirror along each axis by chance.
         shift: largest shift along each axis, in voxels of the last one, beyond that of the drawn position.
         scale: smallest and largest magnification.
+        histogram: chance that a crop gets the intensities of another training part, by matching histograms.
         gamma: largest exponent of the gray-value curve; its inverse is the smallest.
         gain: std of the factor of each channel, of its logarithm to be exact.
         offset: std of what is added to each channel, relative to its range of intensities.
@@ -124,6 +125,7 @@ class Augmentation(Options):
     flip: bool = True
     shift: Amount = 0.0
     scale: tuple[Positive, Positive] = (0.8, 1.25)
+    histogram: Fraction = 0.0
     gamma: Annotated[float, Field(ge=1, le=10)] = 1.4
     gain: Amount = 0.05
     offset: Amount = 0.05

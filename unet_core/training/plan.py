@@ -45,10 +45,12 @@ class PartFacts(Options):
     Args:
         name: of the part.
         normalisation: of its intensities.
+        quantiles: of its intensities, a row a channel; None unless histograms are matched.
     """
 
     name: str
     normalisation: Normalisation
+    quantiles: tuple[tuple[float, ...], ...] | None = None
 
 
 class SpanFacts(Options):

@@ -34,6 +34,7 @@ from unet_core.training.crops import separated_counts
 from unet_core.training.dataset import Dataset, load_dataset, open_parts
 from unet_core.training.dataset_description import Purpose
 from unet_core.training.fine_tuning import inherited
+from unet_core.training.histograms import QUANTILES
 from unet_core.training.options import TrainingOptions
 from unet_core.training.parts import Part
 from unet_core.training.plan import (
@@ -168,7 +169,7 @@ def _resolve(
             dataset=dataset,
             fold=fold,
             description=description,
-            training=_facts(training, options, found),
+            training=_with_quantiles(training, _facts(training, options, found), options),
             validation=_facts(validation, options, found),
             fingerprints=_fingerprints((*training, *validation)),
             span=_span(found, training[0].dtype.name),
@@ -285,6 +286,16 @@ def _facts(parts: tuple[Part, ...], options: TrainingOptions, found: Statistics)
     else:
         each = [Normalisation(offset=(0.0,) * part.channels, scale=(1.0,) * part.channels) for part in parts]
     return tuple(PartFacts(name=part.name, normalisation=normalisation) for part, normalisation in zip(parts, each, strict=True))
+
+
+def _with_quantiles(parts: tuple[Part, ...], facts: tuple[PartFacts, ...], options: TrainingOptions) -> tuple[PartFacts, ...]:
+    """With quantiles of the intensities, where crops of one part shall look like another."""
+    if not options.augmentation.histogram:
+        return facts
+    found = [take_statistics([part], QUANTILES).percentiles for part in parts]
+    return tuple(
+        fact.model_copy(update={"quantiles": tuple(zip(*own, strict=True))}) for fact, own in zip(facts, found, strict=True)
+    )
 
 
 def _cores() -> int:

@@ -101,12 +101,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 750 * 122,
     },
     # Milletari et al. 2016, sections 3 and 4: Dice alone, momentum 0.99, 1e-4 a tenth every 25,000 steps, batches of 2, B-spline
-    # deformation with 2x2x2 control points of 15 voxels.
+    # deformation with 2x2x2 control points of 15 voxels, intensities matched to those of another volume.
     "vnet": {
         "network": {"name": "vnet", "arguments": {}},
         "weights": {"balance": False, "w0": 0.0},
         "loss": {"cross_entropy": 0.0, "dice": 1.0},
-        "augmentation": _NO_AUGMENTATION | {"deformation": 15.0, "grid": 2, "gamma": 1.4},
+        "augmentation": _NO_AUGMENTATION | {"deformation": 15.0, "grid": 2, "histogram": 1.0},
         "crops": {"target": (64, 128, 128), "positions": "uniform", "per_step": 2},
         "optimiser": {
             "kind": "sgd",

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from skimage.color import hed2rgb, rgb2hed
+from skimage.exposure import match_histograms
 
+from tests.unet_core.training.datasets import FAST, write_disks
+from unet_core import networks
 from unet_core.errors import InputError
+from unet_core.footprint import footprint
+from unet_core.geometry import Box
 from unet_core.training.appearance import Appearance, Span, change_appearance, change_stains, draw_appearance, gaussian_blur
+from unet_core.training.batches import BatchMaker
+from unet_core.training.histograms import QUANTILES, match_histogram
 from unet_core.training.options import Augmentation
+from unet_core.training.planning import plan_training
+from unet_core.training.recipes import make_options
+from unet_core.training.setup import open_sampler
 
 BYTES = Span((0.0,) * 3, (255.0,) * 3, is_limit=True)
 STILL = Appearance(gains=(1.0,) * 3, offsets=(0.0,) * 3)
@@ -126,3 +138,47 @@ def test_draws_stay_in_their_ranges() -> None:
     assert 0.039 < max(draw.noise for draw in draws) <= 0.04
     with pytest.raises(InputError, match="RGB and the image has 1 channels"):
         draw_appearance(Augmentation(stain=0.1), rng, 1)
+
+
+def test_histograms_are_matched_as_scikit_image_does() -> None:
+    """skimage goes through the ranks of all voxels, this through 65 quantiles."""
+    random = np.random.default_rng(0)
+    image, other = random.gamma(2.0, 20.0, (2, 64, 70)), random.normal(120.0, 15.0, (2, 50, 60))
+    own, wanted = (np.percentile(values.reshape(2, -1), QUANTILES, axis=1).T for values in (image, other))
+    found = match_histogram(torch.from_numpy(image).float(), own, wanted).numpy()
+    expected = match_histograms(image, other, channel_axis=0)
+    inner = (image > own[:, 1, None, None]) & (image < own[:, -2, None, None])  # the last quantiles are far apart
+    np.testing.assert_allclose(found[inner], expected[inner], atol=1.0)
+    assert np.abs(image - expected)[inner].mean() > 50
+
+
+def test_matching_to_the_own_histogram_changes_nothing() -> None:
+    """Though many voxels have one intensity, and some lie outside of what was counted."""
+    image = torch.tensor([[0.0, 0.0, 0.0, 5.0, 9.0, 12.0, -3.0]])
+    quantiles = np.array([[0.0, 0.0, 0.0, 4.0, 10.0]])
+    torch.testing.assert_close(match_histogram(image, quantiles, quantiles), image)
+    plain = match_histogram(image, np.full((1, 5), 2.0), quantiles)
+    torch.testing.assert_close(plain, image + (2.8 - 2.0))
+
+
+def test_a_crop_gets_the_intensities_of_the_part_that_was_drawn(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data", count=3, split={"validation": 1 / 3})
+    for number, path in enumerate(sorted((data.parent / "images").iterdir())):
+        Image.fromarray(np.asarray(Image.open(path)) // (1 + number)).save(path)
+    still = [
+        f"augmentation.{name}" for name in ("gamma=1", "gain=0", "offset=0", "noise=0", "blur=0", "deformation=0", "rotation=0")
+    ]
+    options = make_options("default", [*FAST, *still, "augmentation.scale=[1, 1]", "augmentation.histogram=1"])
+    plan = plan_training(str(data), str(tmp_path / "model"), options, threads=1)
+    target = Box.from_shape(
+        plan.target_shape, footprint(networks.build("unet", **plan.description.network.arguments).eval()).before
+    )
+    sampler = open_sampler(plan, str(tmp_path / "model"), target)
+    samples = [sampler.sample(number) for number in range(16)]
+    assert {(sample.part, sample.appearance.like) for sample in samples} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for sample in samples:
+        (image,) = BatchMaker(plan, target, "cpu")([sample]).image.numpy()
+        normalisation = plan.training[0].normalisation
+        median = float(np.median(image)) * normalisation.scale[0] + normalisation.offset[0]
+        medians = [part.quantiles[0][len(part.quantiles[0]) // 2] for part in plan.training]
+        assert np.argmin(np.abs(np.subtract(medians, median))) == sample.appearance.like

@@ -69,8 +69,12 @@ train_rank(sys.argv[1], single(), stop, int(sys.argv[3]))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [(), ("precision=bfloat16", "optimiser.ema=0.9"), ("optimiser.kind=sgd", "optimiser.rate=1e-3")],
-    ids=["adamw", "bf16-ema", "sgd"],
+    [
+        (),
+        ("precision=bfloat16", "optimiser.ema=0.9"),
+        ("optimiser.kind=sgd", "optimiser.rate=1e-3", "augmentation.histogram=0.5"),
+    ],
+    ids=["adamw", "bf16-ema", "sgd-histogram"],
 )
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, settings: tuple[str, ...]) -> None:
     """SIGKILL after steps 2 (no checkpoint yet), 7 and 11; each process goes on where the last checkpoint was."""
