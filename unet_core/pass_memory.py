@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 from typing import Literal
 
 from unet_core.ensemble import Ensemble
@@ -15,6 +15,7 @@ from unet_core.streaming import AXIS
 from unet_core.strip_memory import StripMemory
 
 READOUT = {"float32": 2, "uint8": 3}  # copies of the probabilities of one part, by what is stored of them
+REPEATED = 1.15  # of a pass after others, whose freed memory lies in pieces around the means
 AVERAGING = 3  # copies of one part beside the mean: logits, probabilities, and these turned back
 
 
@@ -37,7 +38,8 @@ class PassMemory:
         """Of the pass that needs most on a block or tile of ``shape``, while the other networks wait."""
         box = Box.from_shape(shape)
         reads = {(step.model, step.turned_read_box(box, self._image_shape).shape) for step in self.ensemble.passes}
-        return max(self._network_bytes(model, read, strip) for model, read in reads)
+        most = max(self._network_bytes(model, read, strip) for model, read in reads)
+        return most if len(self.ensemble.passes) == 1 else ceil(REPEATED * most)
 
     def _network_bytes(self, model: int, read: Shape, strip: int | None) -> int:
         traced, waiting = self.ensemble.packages[model].traced, sum(self._weights) - self._weights[model]
