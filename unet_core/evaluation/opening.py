@@ -103,6 +103,7 @@ def _places(prediction: str, reference: str) -> Iterator[tuple[str, str, str]]:
     folders = [_is_plain_folder(url) for url in (prediction, reference)]
     if folders[0] != folders[1]:
         folder, file = (prediction, reference) if folders[0] else (reference, prediction)
+        open_volume(file)  # a path that leads nowhere is told as such
         raise InputError(f"{folder} is a folder of images and {file} is one image; give two folders, or two images.")
     if not folders[0]:
         yield Path(prediction.rstrip("/")).name, prediction, reference

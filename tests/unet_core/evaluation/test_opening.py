@@ -78,6 +78,7 @@ BAD: list[tuple[str, str, str, OpeningOptions, str]] = [
     ("other", "ids", "iou", replace(KNOWN, foreground="nucleus"), "names are known of results of `unet segment` only"),
     ("nothing", "ids", "iou", KNOWN, "input not found: .*nothing.tif"),
     ("other", "folder", "iou", KNOWN, "is a folder of images and .*other.png is one image"),
+    ("folder", "nothing", "iou", KNOWN, "input not found: .*nothing.tif"),
     ("map", "ids", "iou", OpeningOptions(prediction_is="ids"), "Prediction .*map.tif is of type float32"),
     ("map", "ids", "pq", OpeningOptions(reference_is="ids", meaning=MeaningOptions(instances="given")), "are not given"),
     ("other", "ids", "warping_error", replace(KNOWN, memory_bytes=1000), "whole sections need"),
