@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 USUAL_METRICS = "iou,dice"
 _FILE_LETTERS = 200  # of a line that goes to a file
+_MOST_GIB = 1e6
 
 
 def evaluate(
@@ -101,7 +102,7 @@ def evaluate(
             average=average,
         ),
         by_section=by_section,
-        memory_bytes=round(memory_gib * 2**30),
+        memory_bytes=_bytes_of(memory_gib),
         missing=missing,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
@@ -132,6 +133,14 @@ def evaluate(
     if json:
         print_json({"prediction": prediction, "reference": reference} | table.as_json())
     return 0
+
+
+def _bytes_of(memory_gib: float) -> int:
+    from unet_core.errors import InputError
+
+    if not 0 < memory_gib <= _MOST_GIB:  # NaN fails too
+        raise InputError(f"--memory-gib is {memory_gib:g}; give more than 0 GiB, at most {_MOST_GIB:g}.")
+    return round(memory_gib * 2**30)
 
 
 def _print_table(table: ScoreTable, sentences: tuple[str, ...], by_section: bool) -> None:

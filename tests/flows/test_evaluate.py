@@ -69,6 +69,8 @@ def test_folders_give_a_row_an_image_mean_and_interval(
         (("--thresholds", "0.5,x"), "--thresholds is '0.5,x'"),
         (("--threshold", "2"), "0 to below 1"),
         (("--class", "nucleus"), "give a number"),
+        (("--memory-gib", "nan"), "--memory-gib is nan; give more than 0 GiB"),
+        (("--memory-gib", "inf"), "--memory-gib is inf; give more than 0 GiB"),
     ],
 )
 def test_bad_options_are_one_line(
