@@ -88,7 +88,9 @@ class PanopticQuality:
 
     @property
     def sq(self) -> float:
-        """Segmentation quality: mean IoU of the matched pairs; 0 if there are none."""
+        """Segmentation quality: mean IoU of the matched pairs; 0 if there are none, NaN without any object."""
+        if not self._weight:
+            return float("nan")
         return self.iou_sum / self.true_positives if self.true_positives else 0.0
 
     @property

@@ -153,11 +153,12 @@ def test_images_without_objects_are_left_out_of_means_that_mean_nothing_there() 
         pair_of_arrays("full", PREDICTION, REFERENCE, Meaning("ids", "ids")),
         pair_of_arrays("empty", np.zeros((5, 7), int), np.zeros((5, 7), int), Meaning("ids", "ids")),
     ]
-    table = score_images(images, ["iou", "adapted_rand", "seg"])
+    table = score_images(images, ["iou", "adapted_rand", "seg", "pq"])
     assert {entry.name: entry.images for entry in table.summary} == {
-        "iou": 2, "adapted_rand_error": 1, "adapted_rand_precision": 1, "adapted_rand_recall": 1, "seg": 1,
+        "iou": 2, "adapted_rand_error": 1, "adapted_rand_precision": 1, "adapted_rand_recall": 1, "seg": 1, "pq": 1, "sq": 1, "rq": 1,
     }  # fmt: skip
     assert table["seg"] == metrics.seg(PREDICTION, REFERENCE).score
+    assert table["sq"] == metrics.panoptic_quality(PREDICTION, REFERENCE).sq
 
 
 def test_sections_are_pairs_of_their_own(tmp_path: Path) -> None:

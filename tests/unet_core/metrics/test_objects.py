@@ -66,4 +66,6 @@ def test_objects_too_many_lower_pq_and_not_seg() -> None:
     assert panoptic_quality(np.array([1, 1, 0, 2, 3]), reference).pq == 1 / 2
     assert np.isnan(seg(reference, np.zeros(5, int)).score)
     assert panoptic_quality(reference, np.zeros(5, int)).pq == 0
-    assert np.isnan(panoptic_quality(np.zeros(5, int), np.zeros(5, int)).pq)
+    assert panoptic_quality(reference, np.zeros(5, int)).sq == 0
+    nothing = panoptic_quality(np.zeros(5, int), np.zeros(5, int))
+    assert np.isnan([nothing.pq, nothing.sq, nothing.rq]).all()
