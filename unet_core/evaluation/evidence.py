@@ -39,7 +39,7 @@ class Evidence:
         pixels_at: at the one threshold.
         components: a table for each section and threshold, of connected components.
         thinned: the same, of components with thinned borders.
-        warping: share of wrong pixels, one a section.
+        warping: share of wrong pixels, one a section; those that are ignored everywhere have none, here and elsewhere.
         splits_mergers: share of pixels that split or merge, for each section and threshold.
         meaning: of the numbers.
     """
@@ -139,6 +139,8 @@ def _add_section(pair: Pair, box: Box, wanted: set[Need], found: Evidence) -> No
     meaning, options = pair.meaning, pair.meaning.options
     predicted, truth = (values.reshape(box.shape[-2:]) for values in pair.read(box))
     values, inside = meaning.predicted_map(predicted), meaning.reference_foreground(truth)
+    if (inside < 0).all():
+        return  # nothing of it counts
     if "components" in wanted:
         found.components.extend(pair_tables(values, inside, -1, options.thresholds, thin=False))
     if "thinned" in wanted:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Literal
-
-import numpy as np
 
 from unet_core.errors import InputError
 from unet_core.evaluation.evidence import Evidence, Need
@@ -15,6 +14,7 @@ from unet_core.metrics.maps import Average, best_over_thresholds
 from unet_core.metrics.objects import panoptic_quality_of, seg_of
 from unet_core.metrics.overlap import dice_of, fcn_scores_of, iou_of
 from unet_core.metrics.partitions import adapted_rand_of, rand_2012_of, v_info_of, v_rand_of, voi_of
+from unet_core.metrics.warping import mean_of_sections
 
 Values = dict[str, float]
 
@@ -171,14 +171,16 @@ METRICS: dict[str, Metric] = {
         "low",
         False,
         {"warping_error": "share of pixels that still differ when the reference is warped without change of topology"},
-        lambda evidence: {"warping_error": float(np.mean(evidence.warping))},
+        lambda evidence: {"warping_error": mean_of_sections(evidence.warping)},
     ),
     "warping_error_splits_mergers": Metric(
         "splits_mergers",
         "low",
         False,
         {"warping_error_splits_mergers": "of these, pixels that split or merge objects, least over thresholds (ISBI 2012)"},
-        lambda evidence: {"warping_error_splits_mergers": float(np.mean(evidence.splits_mergers, axis=0).min())},
+        lambda evidence: {
+            "warping_error_splits_mergers": min(map(mean_of_sections, zip(*evidence.splits_mergers, strict=True)), default=nan)
+        },
     ),
     "adapted_rand": Metric(
         "instances",

@@ -80,7 +80,9 @@ class PixelCounts:
 
     @property
     def max_f_error(self) -> float:
-        """1 - the largest F-score; 0 if neither map nor reference has foreground."""
+        """1 - the largest F-score; 0 if neither map nor reference has foreground, NaN without pixels."""
+        if not self.pixels:
+            return float("nan")
         wrong = self.false_positives + self.false_negatives
         total = 2 * self.true_positives + wrong
         return float(1 - np.max(np.where(total > 0, 2 * self.true_positives / np.maximum(total, 1), 1.0)))

@@ -39,16 +39,17 @@ class Warped:
 
 
 def warping_error(prediction: ArrayLike, reference: ArrayLike, ignore: int | None = None, threshold: float = 0.5) -> float:
-    """Pixels that differ after warping, as a share of the section; mean over sections.
+    """Pixels that differ after warping, as a share of the section; mean over sections, NaN if all are ignored.
 
     Args:
         prediction: map, (Y, X) or (Z, Y, X): bool, uint8 or floating-point in 0..1, high on foreground.
         reference: of the same shape; anything but 0 is foreground.
-        ignore: value of the reference whose pixels are background, never changed and never wrong.
+        ignore: value of the reference whose pixels are background, never changed and never wrong; sections of nothing else are
+            left out.
         threshold: foreground of the map is above it.
     """
     sections = warp_sections(prediction, reference, threshold, ignore)
-    return float(np.mean([np.mean(section.mismatches) for section in sections]))
+    return mean_of_sections([float(np.mean(section.mismatches)) for section in sections])
 
 
 def warping_error_splits_mergers(
@@ -62,17 +63,24 @@ def warping_error_splits_mergers(
     The smallest over the thresholds of their share, mean over sections. Arguments as of ``warping_error``.
     """
     return min(
-        float(np.mean([np.mean(splits_and_mergers(section)) for section in warp_sections(prediction, reference, level, ignore)]))
+        mean_of_sections(
+            [float(np.mean(splits_and_mergers(section))) for section in warp_sections(prediction, reference, level, ignore)]
+        )
         for level in thresholds
     )
 
 
+def mean_of_sections(shares: Sequence[float]) -> float:
+    """Their mean; NaN of none."""
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def warp_sections(prediction: ArrayLike, reference: ArrayLike, threshold: float, ignore: int | None = None) -> list[Warped]:
-    """Warp the reference towards the prediction, section by section."""
+    """Warp the reference towards the prediction, section by section; sections that are ignored everywhere are left out."""
     values, truth, counted = _checked(prediction, reference, ignore)
     level = float(_levels((threshold,))[0])
     stacks = (_sections(values), _sections(truth), _sections(counted))
-    return [_warp(*section, level) for section in zip(*stacks, strict=True)]
+    return [_warp(*section, level) for section in zip(*stacks, strict=True) if section[2].any()]
 
 
 def _warp(values: NDArray[np.float32], truth: NDArray[np.bool_], counted: NDArray[np.bool_], level: float) -> Warped:

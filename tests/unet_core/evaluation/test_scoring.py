@@ -161,6 +161,17 @@ def test_images_without_objects_are_left_out_of_means_that_mean_nothing_there() 
     assert table["sq"] == metrics.panoptic_quality(PREDICTION, REFERENCE).sq
 
 
+def test_sections_that_are_ignored_everywhere_are_in_no_score() -> None:
+    marked = np.concatenate([REFERENCE, np.full((1, *SHAPE[1:]), 200)])
+    pair = pair_of_arrays("a", np.concatenate([MAP, MAP[:1]]), marked, Meaning("map", "mask", MeaningOptions(ignore=200)))
+    chosen = [name for name, metric in METRICS.items() if metric.needs not in ("classes", "instances")]
+    table = score_images([pair], chosen)
+    alone = score_images([pair_of_arrays("a", MAP, REFERENCE, Meaning("map", "mask"))], chosen)
+    assert table.rows == alone.rows
+    last = score_images(list(pair.sections())[-1:], chosen).rows[0]
+    assert np.isnan(list(last.values())).all(), last
+
+
 def test_sections_are_pairs_of_their_own(tmp_path: Path) -> None:
     pair = stored_pair(tmp_path, PREDICTION.astype(np.int32), REFERENCE.astype(np.int32), Meaning("ids", "ids"))
     table = score_images(pair.sections(), ["pq"])

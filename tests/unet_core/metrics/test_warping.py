@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -111,3 +113,13 @@ def test_ignored_pixels_are_neither_changed_nor_wrong() -> None:
     assert not warped.mismatches[:, 20:26].any()
     assert not warped.reference[:, 20:26].any()
     assert splits_and_mergers(warped).sum() <= warped.mismatches.sum()
+
+
+@pytest.mark.parametrize("score", [warping_error, warping_error_splits_mergers])
+def test_sections_that_are_ignored_everywhere_are_left_out_of_the_mean(score: Callable[..., float]) -> None:
+    cells = np.zeros((15, 23), dtype=int)
+    cells[2:13, 2:10] = cells[2:13, 12:21] = 1
+    bridged, ignored = cells.copy(), np.full_like(cells, 255)
+    bridged[7, 10:12] = 1
+    assert score(np.stack([bridged, bridged]) > 0, np.stack([ignored, cells]), ignore=255) == pytest.approx(1 / (15 * 23))
+    assert np.isnan(score(bridged > 0, ignored, ignore=255))
