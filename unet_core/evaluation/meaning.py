@@ -107,8 +107,10 @@ class Meaning:
 
     @property
     def has_classes(self) -> bool:
-        """Whether class numbers of both are compared, rather than foreground."""
-        return self.prediction_is == self.reference_is == "classes" and self.options.label is None
+        """Whether class numbers of both are compared, rather than foreground: not where the user says what that is."""
+        options = self.options
+        told = options.label is not None or options.invert_prediction or options.invert_reference
+        return self.prediction_is == self.reference_is == "classes" and not told
 
     @property
     def ids_are_given(self) -> bool:

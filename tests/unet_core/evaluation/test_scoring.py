@@ -126,6 +126,9 @@ def test_what_is_foreground_can_be_turned_round() -> None:
         kind = "map" if prediction.dtype == np.float32 else "mask"
         turned = score_images([pair_of_arrays("a", prediction, reference, Meaning(kind, "mask", options))], ["iou"])  # type: ignore[arg-type]
         assert (turned["iou"], turned.looks_inverted) == (1, False)
+    classes = Meaning("classes", "classes", MeaningOptions(invert_reference=True))
+    numbers = score_images([pair_of_arrays("a", cells.astype(int), (~cells).astype(int), classes)], ["iou", "mean_iu"])
+    assert (numbers["iou"], numbers["mean_iu"]) == (1, 1)
     table = score_images([pair_of_arrays("a", ~cells, cells, Meaning("mask", "mask"))], ["iou"])
     assert (table["iou"], table.looks_inverted) == (0, True)
     assert table.foreground == pytest.approx((1 - cells.mean(), cells.mean()))
