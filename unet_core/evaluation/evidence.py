@@ -21,7 +21,9 @@ Need = Literal["foreground", "classes", "pixels", "instances", "components", "th
 BY_BLOCK: frozenset[Need] = frozenset({"foreground", "classes", "pixels"})
 BY_SECTION: frozenset[Need] = frozenset({"components", "thinned", "warping", "splits_mergers"})
 
-_INSTANCE_BYTES = 80  # a voxel, of a watershed: two images, mask, distance, seeds, queue, ids
+_INSTANCE_BYTES = (
+    150  # a voxel, of a watershed: two images, mask, distance, seeds, queue, ids (142 measured), or of ids by rank (138)
+)
 _SECTION_BYTES = 150  # a pixel, of warping: lists of numbers
 MEMORY_BYTES = 8 << 30
 GIB = 1 << 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from tests.unet_core.metrics.partitions import alike, blur, partition
 from unet_core import metrics
 from unet_core.errors import InputError, MemoryBudgetError
 from unet_core.evaluation import METRICS, Meaning, MeaningOptions, Pair, pair_of_arrays, pairs, score_images
-from unet_core.evaluation.evidence import gather
+from unet_core.evaluation.evidence import _INSTANCE_BYTES, gather
+from unet_core.evaluation.meaning import Instances
 from unet_core.geometry import Box
 from unet_core.postprocess import connected_components, remove_small, watershed_on_boundaries, watershed_on_distance
 from unet_core.volumes import open_volume
@@ -202,10 +204,25 @@ def test_blocks_are_whole_chunks_where_they_fit_and_never_too_large(
 def test_what_does_not_fit_in_memory_is_refused_with_both_numbers() -> None:
     pair = pair_of_arrays("a", MAP, REFERENCE, Meaning("map", "ids"))
     with pytest.raises(MemoryBudgetError, match="need the whole image in memory.*--by-section"):
-        gather(pair, {"instances"}, memory_bytes=80 * MAP.size - 1)
+        gather(pair, {"instances"}, memory_bytes=150 * MAP.size - 1)
     with pytest.raises(MemoryBudgetError, match="whole sections need"):
         gather(pair, {"warping"}, memory_bytes=1000)
     gather(pair, {"foreground", "pixels"}, memory_bytes=0)
+
+
+@pytest.mark.parametrize("instances", ["components", "watershed", "boundary-watershed", "given"])
+def test_instances_need_no_more_memory_than_is_planned_for_them(instances: Instances) -> None:
+    shape = (30, 64, 70)
+    values = np.random.default_rng(0).random(shape, dtype=np.float32)
+    reference = np.arange(values.size, dtype=np.uint64).reshape(shape)  # an id a voxel
+    options = MeaningOptions(instances=instances, min_voxels=2)
+    meaning = Meaning("ids" if instances == "given" else "map", "ids", options)
+    pair = pair_of_arrays("a", reference if instances == "given" else values, reference, meaning)
+    tracemalloc.start()
+    gather(pair, {"instances"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= _INSTANCE_BYTES * values.size
 
 
 def test_contradictions_are_refused() -> None:
