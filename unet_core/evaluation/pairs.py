@@ -113,7 +113,7 @@ class Channel:
         self.voxel_size = image.voxel_size
 
     def read(self, box: Box) -> NDArray[Any]:
-        return self._image.read(box)[self._number : self._number + 1]
+        return self._image.read(box)[self._number : self._number + 1].copy()  # a view would keep the other channels
 
 
 class _Section:

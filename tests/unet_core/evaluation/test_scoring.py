@@ -17,9 +17,11 @@ from unet_core.errors import InputError, MemoryBudgetError
 from unet_core.evaluation import METRICS, Meaning, MeaningOptions, Pair, pair_of_arrays, pairs, score_images
 from unet_core.evaluation.evidence import _INSTANCE_BYTES, gather
 from unet_core.evaluation.meaning import Instances
+from unet_core.evaluation.pairs import Channel
 from unet_core.geometry import Box
 from unet_core.postprocess import connected_components, remove_small, watershed_on_boundaries, watershed_on_distance
 from unet_core.volumes import open_volume
+from unet_core.volumes.array import ArrayVolume
 
 SHAPE = (3, 29, 37)
 REFERENCE = np.stack([partition(SHAPE[1:], seed, 6, 0.3) for seed in range(3)])
@@ -223,6 +225,13 @@ def test_instances_need_no_more_memory_than_is_planned_for_them(instances: Insta
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= _INSTANCE_BYTES * values.size
+
+
+def test_one_channel_does_not_keep_the_others_in_memory() -> None:
+    image = ArrayVolume(np.zeros((9, 17, 33), np.float32), axes="cyx", url="a")
+    read = Channel(image, 5).read(Box((2, 3), (11, 20)))
+    assert read.shape == (1, 9, 17)
+    assert read.base is None
 
 
 def test_contradictions_are_refused() -> None:
