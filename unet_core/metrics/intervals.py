@@ -19,7 +19,9 @@ def bootstrap_interval(
         seed: of their generator.
     """
     values = np.asarray(scores, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
+    random = np.random.default_rng(seed)
+    # One resample at a time: all at once would be gigabytes for the sections of a large stack.
+    means = [values[random.integers(0, len(values), size=len(values))].mean() for _ in range(draws)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,14 @@ def test_the_bootstrap_interval_is_about_the_normal_one() -> None:
     low, high = bootstrap_interval(values)
     assert low < np.mean(values) < high
     assert high - low == pytest.approx(2 * 1.96 / np.sqrt(200), rel=0.25)
+
+
+def test_the_bootstrap_takes_one_resample_at_a_time() -> None:
+    values = np.random.default_rng(1).random(1000)
+    picks = np.random.default_rng(0).integers(0, 1000, size=(2000, 1000))
+    tracemalloc.start()
+    found = bootstrap_interval(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == tuple(np.quantile(values[picks].mean(axis=1), [0.025, 0.975]))
+    assert peak < 1 << 20
