@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from unet_core.errors import MemoryBudgetError
+from unet_core.errors import InputError, MemoryBudgetError, VolumeError
 from unet_core.evaluation.meaning import Meaning
 from unet_core.evaluation.pairs import Pair
 from unet_core.geometry import Box
@@ -68,9 +68,19 @@ def gather(pair: Pair, needs: Iterable[Need], memory_bytes: int = MEMORY_BYTES) 
 
     Raises:
         MemoryBudgetError: if an image, or a section, is too large to be held; blocks never are.
+        InputError: naming the pair, if its values are not what they are said to be.
     """
     wanted = set(needs)
     check_memory(pair, wanted, memory_bytes)
+    try:
+        return _gather(pair, wanted)
+    except VolumeError:  # names the image
+        raise
+    except InputError as error:
+        raise InputError(f"{pair.name}: {error}") from error
+
+
+def _gather(pair: Pair, wanted: set[Need]) -> Evidence:
     found = _by_block(pair, wanted)
     if "instances" in wanted and not pair.meaning.ids_are_given:
         found = replace(found, instances=_instances(pair))

@@ -98,7 +98,7 @@ def test_what_cannot_be_scored_is_refused_before(
 
 def test_a_map_that_is_none_is_refused_while_it_is_read(files: dict[str, str]) -> None:
     pairs = open_pairs(files["counts"], files["ids"], ["iou"], OpeningOptions())
-    with pytest.raises(InputError, match="values from 0 to 100"):
+    with pytest.raises(InputError, match="^counts.tif: A probability map with values from 0 to 100"):
         score_images(pairs, ["iou"])
 
 
