@@ -260,7 +260,7 @@ class _Attempt:
             self._on_progress(event["report"])
 
     def _take_outcomes(self) -> None:
-        for rank, future in self._futures.items():
+        for rank, future in list(self._futures.items()):  # events that are taken meanwhile may add some
             if rank in self.outcomes or not future.done():
                 continue
             if future.status == "finished":
