@@ -178,6 +178,7 @@ class _Attempt:
         self._futures: dict[int, Future] = {}
         self._started: set[int] = set()
         self._ended: set[int] = set()
+        self._is_over = False
         self._last_step: Any = None
         self._heard = self._looked = time.monotonic()
         self.outcomes: dict[int, dict[str, Any]] = {}
@@ -208,6 +209,7 @@ class _Attempt:
 
     def end(self) -> None:
         """End all ranks, and do not come back before their processes are gone: two groups must not write one folder."""
+        self._is_over = True
         self._client.cancel(list(self._futures.values()), force=True)
         deadline = time.monotonic() + _STOP_SECONDS
         while (silent := self._started - self._ended) and time.monotonic() < deadline:
@@ -250,7 +252,7 @@ class _Attempt:
             self._started.add(rank)
         elif kind == "ended":
             self._ended.add(rank)
-        elif kind == "address":
+        elif kind == "address" and not self._is_over:
             self._heard = time.monotonic()
             for other in range(1, self._how.ranks):
                 self._submit(RankOrder(**(vars(self._first) | {"rank": other, "address": event["address"]})))

@@ -33,6 +33,12 @@ class FakeClient:
         self.ranks.append(order.rank)
         return RankFuture({"kind": "done"} if order.rank else {"kind": "died", "message": "its process ended with code 1"})
 
+    def cancel(self, futures: list[RankFuture], force: bool) -> None:
+        pass
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        pass
+
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
         return {"workers": dict.fromkeys(("first", "second"))}
 
@@ -45,3 +51,14 @@ def test_a_rank_may_end_before_its_address_is_heard() -> None:
     attempt._take_outcomes()
     assert client.ranks == [0, 1]
     assert attempt.outcomes[0]["kind"] == "died"
+
+
+def test_a_group_that_is_ended_starts_no_further_ranks() -> None:
+    client = FakeClient()
+    attempt = _Attempt(client, "folder", Supervision(ranks=2), ["first", "second"], print)  # type: ignore[arg-type]
+    attempt._submit(attempt._first)
+    for event in ({"kind": "started"}, {"kind": "address", "address": "tcp://127.0.0.1:1"}, {"kind": "ended"}):
+        attempt._events.put({"rank": 0} | event)
+    attempt._take(attempt._events.get())
+    attempt.end()
+    assert client.ranks == [0]
