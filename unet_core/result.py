@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from unet_core import ledger
 from unet_core.errors import LedgerError
+from unet_core.geometry import Box
 from unet_core.places import check_location
 from unet_core.plan import Plan
 from unet_core.resume import wanted_records, wanted_units
@@ -73,6 +75,12 @@ class Result:
                 f"{lost[0]} is missing in {self.url} ({len(lost)} in all); run the same command again to compute it."
             )
         return volume
+
+    def unwanted_blocks(self) -> Iterator[Box]:
+        """Blocks of the finest level that the run was not asked for, which read as background."""
+        stage, request = self.plan.stages[0], ledger.read_request(open_store(self.url))
+        wanted = set(wanted_units(self.plan, request, stage))
+        return (stage.grid.block(index) for index in range(stage.grid.block_count) if index not in wanted)
 
     def to_dask(self, name: str | None = None, level: int = 0) -> Any:
         """The same as a lazy dask array."""

@@ -161,7 +161,20 @@ def _open_pair(name: str, prediction: str, reference: str, metrics: Sequence[str
                 "classes (class numbers) or mask (0 and anything else)."
             )
         reference_is = "mask"
-    return Pair(name, image, truth, Meaning(prediction_is, reference_is, replace(options.meaning, label=label)))
+    pair = Pair(name, image, truth, Meaning(prediction_is, reference_is, replace(options.meaning, label=label)))
+    if result is not None:
+        _check_computed(result, pair)
+    return pair
+
+
+def _check_computed(result: Result, pair: Pair) -> None:
+    """Refuse a result of a part of the image, unless the reference is ignored in the rest."""
+    for box in result.unwanted_blocks():
+        if not pair.meaning.is_ignored(pair.reference.read(box)[0]).all():
+            raise InputError(
+                f"{result.url} was not computed at {box}, which --roi left out and which would count as background. Segment again "
+                "without --roi, which computes what is missing, or mark such voxels in the reference and name their value with --ignore."
+            )
 
 
 def _needing(metrics: Sequence[str]) -> list[str]:

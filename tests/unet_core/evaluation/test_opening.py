@@ -204,3 +204,17 @@ def test_results_without_probabilities_or_unfinished_are_told(make_model: Maker,
         record.unlink()
     with pytest.raises(InputError, match="is unfinished.*would count as background"):
         open_pairs(output, reference, ["iou"], options)
+
+
+def test_what_a_run_was_not_asked_for_is_not_scored_as_background(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    output, labels, _ = segmented(make_model, make_image, tmp_path, roi=("0:64,0:32",))
+    assert not labels[:, 64:].any()
+    marked = np.full(labels.shape, 255, np.uint8)
+    marked[:64, :32] = 1 + (labels[:64, :32] > 0)
+    options = OpeningOptions(reference_is="classes", meaning=MeaningOptions(ignore=255))
+    (pair,) = open_pairs(output, write(tmp_path / "truth" / "marked.tif", marked), ["mean_iu"], options)
+    expected = metrics.fcn_scores(labels[:64, :32], marked[:64, :32]).mean_iu
+    assert score_images([pair], ["mean_iu"])["mean_iu"] == expected
+    marked[69, 89] = 1
+    with pytest.raises(InputError, match=r"not computed at 64:70, 64:90.*without --roi.*--ignore"):
+        open_pairs(output, write(tmp_path / "truth" / "more.tif", marked), ["mean_iu"], options)
