@@ -123,7 +123,7 @@ def evaluate(
             device=resolve_device(device),
             threads=threads,
         )
-        pairs = iter(held_out)
+        pairs = (section for pair in held_out for section in (pair.sections() if by_section else [pair]))
         first = next(pairs)
         table = score_images(chain([first], pairs), names, options.memory_bytes)
     else:

@@ -17,6 +17,7 @@ from tests.flows.test_cli import ROOT, call
 from tests.flows.test_prefect import ask, server  # noqa: F401
 from tests.unet_core.metrics.partitions import alike, partition
 from unet_core import metrics
+from unet_core.evaluation import Meaning, pair_of_arrays
 
 
 @pytest.fixture
@@ -84,6 +85,17 @@ def test_bad_options_are_one_line(
     assert code == 2
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_model_is_scored_section_by_section_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stack = np.stack([partition((23, 31), seed) for seed in range(3)])
+    pair = pair_of_arrays("stack", np.float32(stack > 0), stack, Meaning("map", "ids"))
+    monkeypatch.setattr("unet_core.training.held_out.held_out_pairs", lambda *_, **__: iter([pair]))
+    code, out, _ = call(monkeypatch, capsys, "evaluate", "model", tmp_path / "dataset.yaml", "--by-section", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out.splitlines()[-1])["images"]] == ["stack z=0", "stack z=1", "stack z=2"]
 
 
 @needs_data
