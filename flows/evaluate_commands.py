@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 USUAL_METRICS = "iou,dice"
 _FILE_LETTERS = 200  # of a line that goes to a file
-_MOST_GIB = 1e6
+_MOST_GIB, _MOST_THREADS = 1e6, 1024
 
 
 def evaluate(
@@ -111,6 +111,7 @@ def evaluate(
         from unet_core.training.held_out import held_out_pairs
 
         check_metrics(names)
+        _check_threads(threads)
         held_out = held_out_pairs(
             prediction,
             reference,
@@ -133,6 +134,13 @@ def evaluate(
     if json:
         print_json({"prediction": prediction, "reference": reference} | table.as_json())
     return 0
+
+
+def _check_threads(threads: int) -> None:
+    from unet_core.errors import InputError
+
+    if not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"--threads is {threads}; give 1 to {_MOST_THREADS}.")
 
 
 def _bytes_of(memory_gib: float) -> int:

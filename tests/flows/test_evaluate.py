@@ -16,6 +16,7 @@ from tests.conftest import DATA, needs_data
 from tests.flows.test_cli import ROOT, call
 from tests.flows.test_prefect import ask, server  # noqa: F401
 from tests.unet_core.metrics.partitions import alike, partition
+from tests.unet_core.training.datasets import write_disks
 from unet_core import metrics
 from unet_core.evaluation import Meaning, pair_of_arrays
 
@@ -96,6 +97,17 @@ def test_a_model_is_scored_section_by_section_too(
     code, out, _ = call(monkeypatch, capsys, "evaluate", "model", tmp_path / "dataset.yaml", "--by-section", "--json")
     assert code == 0
     assert [row["name"] for row in json.loads(out.splitlines()[-1])["images"]] == ["stack z=0", "stack z=1", "stack z=2"]
+
+
+@pytest.mark.parametrize(("options", "words"), [(("--threads", "0"), "--threads is 0; give 1 to 1024")])
+def test_bad_options_of_a_model_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    data = write_disks(tmp_path, count=2, split={"test": 0.5})
+    code, _, err = call(monkeypatch, capsys, "evaluate", "nuclei-fluorescence", data, *options)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
 
 
 @needs_data
