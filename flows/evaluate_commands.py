@@ -112,6 +112,7 @@ def evaluate(
 
         check_metrics(names)
         _check_threads(threads)
+        _check_unused({"prediction-is": prediction_is, "reference-is": reference_is, "ignore": ignore})
         held_out = held_out_pairs(
             prediction,
             reference,
@@ -134,6 +135,15 @@ def evaluate(
     if json:
         print_json({"prediction": prediction, "reference": reference} | table.as_json())
     return 0
+
+
+def _check_unused(options: dict[str, object]) -> None:
+    """Refuse what a data set tells itself."""
+    from unet_core.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name} is {value}, but a data set and the model tell what their numbers mean; leave it out.")
 
 
 def _check_threads(threads: int) -> None:

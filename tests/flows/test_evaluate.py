@@ -99,7 +99,14 @@ def test_a_model_is_scored_section_by_section_too(
     assert [row["name"] for row in json.loads(out.splitlines()[-1])["images"]] == ["stack z=0", "stack z=1", "stack z=2"]
 
 
-@pytest.mark.parametrize(("options", "words"), [(("--threads", "0"), "--threads is 0; give 1 to 1024")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--threads", "0"), "--threads is 0; give 1 to 1024"),
+        (("--ignore", "3"), "--ignore is 3, but a data set and the model tell"),
+        (("--prediction-is", "ids"), "--prediction-is is ids, but"),
+    ],
+)
 def test_bad_options_of_a_model_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
