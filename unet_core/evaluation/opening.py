@@ -161,6 +161,11 @@ def _open_pair(name: str, prediction: str, reference: str, metrics: Sequence[str
                 "classes (class numbers) or mask (0 and anything else)."
             )
         reference_is = "mask"
+    if label is not None and result is None and not isinstance(image, Channel) and "classes" not in (prediction_is, reference_is):
+        raise InputError(
+            f"--class is {label}, but the prediction holds {prediction_is} and the reference {reference_is}, which have no classes; "
+            "leave it out, or say --prediction-is classes or --reference-is classes."
+        )
     pair = Pair(name, image, truth, Meaning(prediction_is, reference_is, replace(options.meaning, label=label)))
     if result is not None:
         _check_computed(result, pair)

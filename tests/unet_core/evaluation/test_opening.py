@@ -66,6 +66,7 @@ BAD: list[tuple[str, str, str, OpeningOptions, str]] = [
         "reference .* is not known, and pq depend on it: say --reference-is",
     ),
     ("other", "ids", "iou", replace(KNOWN, reference_is=None, foreground="1"), "a class is named: say --reference-is"),
+    ("other", "ids", "iou", replace(KNOWN, foreground="2"), "--class is 2, but the prediction holds ids and the reference ids"),
     ("other", "ids", "iou,dise", KNOWN, "no metric 'dise'. Did you mean dice"),
     ("other", "ids", "", KNOWN, "No metric is named"),
     ("other", "empty", "iou", KNOWN, "has no foreground .*--invert-reference"),
