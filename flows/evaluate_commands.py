@@ -57,7 +57,7 @@ def evaluate(
             rand_error_2012 v_rand_thinned v_info_thinned warping_error warping_error_splits_mergers adapted_rand v_rand v_info voi seg pq.
         prediction_is: What the prediction's numbers mean: mask (0 and anything else), classes, ids of instances, or a probability map.
         reference_is: Likewise of the reference; instances of a mask or class are its connected components.
-        class_: The class that is foreground: a number, or a name of the model's; in a map with channels, its channel.
+        class_: The class that is foreground: a number, or a name of the model's (a name, with a data set); in a map with channels, its channel.
         ignore: Value of the reference whose voxels are left out.
         threshold: Foreground of a map is above it (0 to 1).
         thresholds: Of the scores that look for the best one; 0,0.1,..,0.9 unless told.

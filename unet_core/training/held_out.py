@@ -180,7 +180,10 @@ def _pair(
     part: Part, prediction: NDArray[Any], prediction_is: Literal["map", "ids"], foreground: str, options: MeaningOptions
 ) -> Pair:
     classes, ids = part.read_labels(part.box)
-    truth = np.where(classes == part.class_names.index(foreground), 1 if ids is None else ids, 0)
+    number = part.class_names.index(foreground)
+    if number == 0:  # the background of instances has no ids
+        ids = None
+    truth = np.where(classes == number, 1 if ids is None else ids, 0)
     truth[classes == IGNORE] = _IGNORED_ID
     meaning = Meaning(prediction_is, "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
     return pair_of_arrays(part.name, prediction, truth, meaning)

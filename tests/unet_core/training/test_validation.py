@@ -112,6 +112,9 @@ def test_a_model_is_scored_on_the_part_that_was_held_out(trained: tuple[Path, Pa
     each = [iou(predict_part(package, predictor, part)[1] > 0.5, part.read_classes(part.box) == 1) for part in parts]
     assert table["iou"] == pytest.approx(np.mean(each))
     assert len(table.names) == 2
+    background = score_images(held_out_pairs(str(model), str(data), MeaningOptions(), foreground="background"), ("iou",))
+    each = [iou(predict_part(package, predictor, part)[0] > 0.5, part.read_classes(part.box) == 0) for part in parts]
+    assert background["iou"] == pytest.approx(np.mean(each))
     with pytest.raises(InputError, match="classes background, nucleus, data set .* has background, disk"):
         next(held_out_pairs("nuclei-fluorescence", str(data), MeaningOptions()))
 
