@@ -30,7 +30,7 @@ class MeaningOptions:
         instances: how ids are made of the prediction: its connected components, a watershed on the distance to background, a
             watershed on 1 - map, one on what a distance head of the model says (where a model is scored), or as given.
         depth: of the domes (watershed, in the unit of the voxel size; learnt-distance, in -1..1) or valleys (boundary-watershed) that
-            become instances; one voxel, or 0.1, unless told.
+            become instances; one voxel, 0.2, or 0.1, unless told.
         connectivity: of components: how many axes a step may change.
         min_voxels: instances of the prediction below it are background.
         invert_prediction: what is low, or 0, is foreground.
