@@ -108,6 +108,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name, count in summary["label_voxels"].items():
         size = f", {summary['area_um'][name]:,.0f} {summary['area_unit']}" if summary["area_um"] else ""
         print(f"  {name}: {count:,} voxels{size}")
+    if summary["instances"] is not None:
+        print(f"  instances: {', '.join(f'{count:,} {name}' for name, count in summary['instances'].items()) or 'none'}")
     for text in summary["warnings"]:
         print(f"  note: {text}")
     _print_seams(summary["seams"])

@@ -61,6 +61,14 @@ class RunOptions:
     """CPU threads of one forward pass."""
     probabilities: Literal["none", "uint8", "float32"] = "none"
     """Keep the probabilities too."""
+    instances: Literal["none", "components"] = "none"
+    """Give every object an id of its own: connected voxels of one class."""
+    instances_of: str | None = None
+    """The region whose objects get ids, of a model with several overlapping ones."""
+    connectivity: Whole = 1
+    """Of instances: how many axes a step to a neighbour may change."""
+    min_voxels: Whole = 1
+    """Smaller instances are left out."""
     block_shape: str | None = None
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
     approximate: Flag = False
@@ -104,6 +112,10 @@ class RunOptions:
             "precision",
             "threads",
             "probabilities",
+            "instances",
+            "instances_of",
+            "connectivity",
+            "min_voxels",
             "ngff",
             "missing",
         )

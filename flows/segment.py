@@ -152,6 +152,8 @@ def _markdown(summary: RunSummary) -> str:
     for name, count in summary.label_voxels.items():
         area = f"{summary.area_um[name]:,.0f}" if summary.area_um else "voxel size unknown"
         lines.append(f"| {name} | {count:,} | {area} |")
+    if summary.instances is not None:
+        lines += ["", f"Instances: {', '.join(f'{count:,} {name}' for name, count in summary.instances.items()) or 'none'}."]
     lines += [
         "",
         f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s.",

@@ -16,7 +16,7 @@ _FEW = 16  # labels are counted one value after the other up to here; beyond, a 
 
 
 def downsample(values: NDArray[Any], factor: Shape, kind: str) -> NDArray[Any]:
-    """The mean of each cell of ``factor`` voxels for intensities, the most frequent value for labels.
+    """The mean of each cell of ``factor`` voxels for intensities, the most frequent value for labels, the first id for instances.
 
     Cells at the end of the array hold what is there. Among equally frequent labels the smallest wins. Works in bands of
     256 KiB, so that its memory does not grow with the array.
@@ -24,11 +24,15 @@ def downsample(values: NDArray[Any], factor: Shape, kind: str) -> NDArray[Any]:
     Args:
         values: of shape (*lead, *spatial); ``factor`` names the last axes.
         factor: voxels a cell, one integer a spatial axis.
-        kind: ``labels`` for the mode, anything else for the mean: summed in float64 for floats, rounded half up for integers.
+        kind: ``labels`` for the mode, ``instances`` for the first voxel, anything else for the mean: summed in float64 for floats,
+            rounded half up for integers.
 
     Returns:
         Array of shape (*lead, *ceil(spatial / factor)) and of the dtype of ``values``.
     """
+    if kind == "instances":
+        first: tuple[Any, ...] = (Ellipsis, *(slice(None, None, step) for step in factor))
+        return np.ascontiguousarray(values[first])
     steps = (1,) * (values.ndim - len(factor)) + factor
     result = np.empty(tuple(-(-size // step) for size, step in zip(values.shape, steps, strict=True)), dtype=values.dtype)
     of_cells = _mode if kind == "labels" else _mean

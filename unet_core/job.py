@@ -96,6 +96,18 @@ class SegmentationJob(BaseModel):
         "none", title="Probabilities", description="Keep the probabilities too; uint8 stores them with an error of at most 1/510."
     )
     ngff: Literal["0.5", "0.4"] = Field("0.5", title="OME-Zarr version", description="0.5 (Zarr v3, sharded) or 0.4 (Zarr v2).")
+    instances: Literal["none", "components"] = Field(
+        "none",
+        title="Instances",
+        description="Give every object an id of its own: components are the connected voxels of one class.",
+    )
+    instances_of: str | None = Field(
+        None, title="Instances of", description="The region whose objects get ids, of a model with several overlapping ones."
+    )
+    connectivity: Annotated[int, Field(ge=1, le=3)] = Field(
+        1, title="Connectivity", description="Of instances: how many axes a step to a neighbour may change."
+    )
+    min_voxels: Positive = Field(1, title="Smallest instance", description="In voxels; smaller ones are left out.")
     missing: Literal["error", "fill"] = Field(
         "error", title="Missing chunks", description="What absent chunks of the image mean."
     )

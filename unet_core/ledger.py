@@ -180,17 +180,23 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
         return {record.index: record for record in readers.map(read, keys) if record is not None}
 
 
+def read_record(store: Store, plan: Plan, stage: str, index: int) -> Record | None:
+    """The record of one unit; None if there is none that can be read and is of this plan."""
+    try:
+        record = Record.model_validate_json(store.get(record_key(stage, index)))
+    except (pydantic.ValidationError, OSError):
+        return None
+    return record if record.plan == plan.id else None
+
+
 def read_unit(store: Store, plan: Plan, stage: str, index: int) -> dict[str, bytes] | None:
     """Stored objects of a committed unit by their key, each checked against its record; None if the unit has no record.
 
     Raises:
         LedgerError: if one is not what was written.
     """
-    try:
-        record = Record.model_validate_json(store.get(record_key(stage, index)))
-    except (pydantic.ValidationError, OSError):
-        return None
-    if record.plan != plan.id:
+    record = read_record(store, plan, stage, index)
+    if record is None:
         return None
     objects: dict[str, bytes] = {}
     for shard in record.objects:

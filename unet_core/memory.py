@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from unet_core.cost import Sizes
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Shape
@@ -15,6 +17,7 @@ _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
 _LEFTOVER = 1  # byte for each weight: parts of the memory of loading that nothing else fits into
+_INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, and four copies and a half of an id
 _LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 
@@ -44,6 +47,11 @@ def strip_bytes(memory: StripMemory, input_shape: Shape, strip: int, element_byt
 def weight_bytes(parameters: int, element_bytes: int = 4) -> int:
     """Bytes of the weights of a network that waits while another one runs, with what loading it leaves behind."""
     return parameters * (element_bytes + _LEFTOVER)
+
+
+def instance_bytes(block_shape: Shape) -> int:
+    """Bytes that a block of instances needs: labels, numbered parts, ids, and what encoding holds of these."""
+    return prod(block_shape) * _INSTANCE_BYTES + _FIXED_BYTES
 
 
 def _bytes(live: int, overhead: float, parameters: int, element_bytes: int) -> int:

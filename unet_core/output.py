@@ -1,7 +1,7 @@
 """The result as OME-Zarr: its metadata, and which stored object holds which block. Knows the plan, not the network.
 
 ROOT            probabilities if kept, else the class map shown as image
-ROOT/labels/..  label images: classes, or one per region
+ROOT/labels/..  label images: classes, or one per region; instances (ids of objects) if they are asked for
 ROOT/heads/..   values of the model's other heads, if probabilities are kept
 """
 
@@ -121,16 +121,16 @@ def _layout(plan: Plan, image: ImagePlan, level: int) -> shards.ShardLayout:
 
 def _metadata(plan: Plan) -> dict[str, bytes]:
     documents: dict[str, bytes] = {}
-    label_names = [image.path.removeprefix("labels/") for image in plan.images if image.kind == "labels"]
+    label_names = [image.path.removeprefix("labels/") for image in plan.all_images if image.kind in ("labels", "instances")]
     documents |= _group(plan, "labels", {"labels": label_names})
     if any(image.head for image in plan.images):
         documents |= _group(plan, "heads", {})
-    for image in plan.images:
+    for image in plan.all_images:
         for level in range(len(plan.levels)):
             for key, data in shards.metadata(_layout(plan, image, level)).items():
                 documents[f"{image.array_path(level)}/{key}"] = data
         attributes: dict[str, Any] = {"multiscales": [_multiscale(plan, image)]}
-        if image.kind == "labels":
+        if image.kind in ("labels", "instances"):
             attributes["image-label"] = _image_label(plan, image)
         else:
             attributes["omero"] = {
@@ -164,7 +164,7 @@ def _multiscale(plan: Plan, image: ImagePlan) -> dict[str, Any]:
             }
         )
     version = {"version": plan.ngff} if plan.ngff == "0.4" else {}
-    method = "mode" if image.kind == "labels" else "mean"
+    method = {"labels": "mode", "instances": "nearest"}.get(image.kind, "mean")
     name = image.path.rpartition("/")[2] or plan.model.name
     return {"name": name, **version, "axes": [*channel, *space], "datasets": datasets, "type": method}
 
@@ -183,15 +183,19 @@ def _transforms(plan: Plan) -> list[tuple[tuple[float, ...], tuple[float, ...]]]
 
 
 def _image_label(plan: Plan, image: ImagePlan) -> dict[str, Any]:
+    source = {"source": {"image": "../../"}}
+    version = {"version": plan.ngff} if plan.ngff == "0.4" else {}
+    if image.kind == "instances":  # their colours are the viewer's
+        return version | source
     shown = [entry for entry in plan.model.classes if image.label_value in (None, entry.value)]
     return {
-        **({"version": plan.ngff} if plan.ngff == "0.4" else {}),
+        **version,
         "colors": [
             {"label-value": entry.value, "rgba": [*bytes.fromhex(entry.color[1:]), 0 if entry.value == 0 else 255]}
             for entry in shown
         ],
         "properties": [{"label-value": entry.value, "name": entry.name} for entry in shown],
-        "source": {"image": "../../"},
+        **source,
     }
 
 

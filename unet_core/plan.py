@@ -18,16 +18,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.geometry import Box, Shape
 from unet_core.normalisation import Normalisation
+from unet_core.stages import Stage, stages_of
 from unet_core.symmetries import SYMMETRIES, SymmetrySet
 
 SCHEMA = 1
 Precision = Literal["float32", "tf32", "bfloat16"]
 NUMERICS = 1  # raised when a release changes the bytes of a result
-SEGMENT_STAGE = "segment"
 MAX_LEVELS = 12
-ITEM_BYTES = {"uint8": 1, "float32": 4}
+INSTANCES_PATH = "labels/instances"
+ITEM_BYTES = {"uint8": 1, "float32": 4, "uint64": 8}
 MAX_STRIDE = 1 << 16  # as of a footprint that is stated
 SMALLEST_LEVEL = 256  # the pyramid ends when its longest axis is no longer than this
 
@@ -106,7 +107,7 @@ class ImagePlan(_Record):
     Args:
         path: of its group in the output; "" is the root.
         kind: ``probabilities`` (channels are classes), ``map`` (label values spread over 0..255, shown as image), ``labels``, or ``head``
-            (values of another head; distances as the network gives them, all others as probabilities).
+            (values of another head; distances as the network gives them, all others as probabilities), or ``instances`` (ids).
         channels: number of channels, or None without a channel axis.
         dtype: of the stored voxels.
         label_value: for a labels image of a single region, its value; else None.
@@ -114,9 +115,9 @@ class ImagePlan(_Record):
     """
 
     path: str
-    kind: Literal["probabilities", "map", "labels", "head"]
+    kind: Literal["probabilities", "map", "labels", "head", "instances"]
     channels: int | None = Field(ge=1)
-    dtype: str = Field(pattern="^(uint8|float32)$")
+    dtype: str = Field(pattern="^(uint8|float32|uint64)$")
     label_value: int | None = None
     head: HeadPlan | None = None
 
@@ -135,17 +136,20 @@ class ImagePlan(_Record):
         return f"{self.path}/{level}".lstrip("/")
 
 
-class Stage(_Record):
-    """A pass over one level of the output, in units that write whole shards of every image at that level."""
+class InstancesPlan(_Record):
+    """How objects get ids.
 
-    name: str
-    level: int
-    shape: Shape
-    block_shape: Shape
+    Args:
+        method: ``components``: connected voxels of one class.
+        labels: path of the label image that they are made of.
+        connectivity: how many axes a step to a neighbour may change.
+        min_voxels: smaller ones are left out.
+    """
 
-    @property
-    def grid(self) -> BlockGrid:
-        return BlockGrid(self.shape, self.block_shape)
+    method: Literal["components"] = "components"
+    labels: str
+    connectivity: int = Field(ge=1, le=3)
+    min_voxels: int = Field(ge=1)
 
 
 class Plan(_Record):
@@ -161,6 +165,8 @@ class Plan(_Record):
         further_models: whose probabilities are averaged with those of ``model``; left out of the JSON if there are none.
         symmetries: that probabilities are averaged over; left out of the JSON if it is "none".
         by_section: whether a 2D network sees the stack (z, y, x) one section after the other; left out of the JSON if not.
+        images: that the segmentation gives; those of the instances are not among them.
+        instances: how they are made; None for none, and left out of the JSON then.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -181,6 +187,7 @@ class Plan(_Record):
     chunk_shape: Sizes
     levels: tuple[LevelPlan, ...] = Field(min_length=1)
     images: tuple[ImagePlan, ...]
+    instances: InstancesPlan | None = None
     spatial_axes: str = Field(pattern="^z?y?x?$")
     scale: tuple[float, ...]
     translation: tuple[float, ...]
@@ -208,6 +215,8 @@ class Plan(_Record):
             raise _unfit("images should hold labels")
         if any((image.kind == "head") != (image.head is not None) for image in self.images):
             raise _unfit("images of kind head, and no others, should name one")
+        if self.instances and not any(image.kind == "labels" and image.path == self.instances.labels for image in self.images):
+            raise _unfit(f"instances should be made of a label image of the plan, there is no {self.instances.labels}")
         for other in self.further_models:
             if (other.head, other.kind, other.classes) != (self.model.head, self.model.kind, self.model.classes):
                 raise _unfit(f"models {self.model.name} and {other.name} should have the same head and classes")
@@ -219,7 +228,7 @@ class Plan(_Record):
 
     def canonical(self) -> bytes:
         """The plan as stored."""
-        without = {name for name in ("tile_shape", "strip") if getattr(self, name) is None}
+        without = {name for name in ("tile_shape", "strip", "instances") if getattr(self, name) is None}
         without |= {name for name in ("further_models", "symmetries") if getattr(self, name) in ((), "none")}
         without |= {"by_section"} if not self.by_section else set()
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
@@ -240,16 +249,25 @@ class Plan(_Record):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Segmentation first, then one stage for each coarser level."""
-        return tuple(
-            Stage(
-                name=SEGMENT_STAGE if level == 0 else f"level-{level}",
-                level=level,
-                shape=entry.shape,
-                block_shape=self.block_shape,
-            )
-            for level, entry in enumerate(self.levels)
-        )
+        """Segmentation first, then one stage for each coarser level, then those of the instances."""
+        levels = [(level.shape, level.factor) for level in self.levels]
+        return stages_of(levels, self.block_shape, self.instances is not None)
+
+    @property
+    def instance_image(self) -> ImagePlan | None:
+        """The ids of instances, a label image of its own."""
+        return ImagePlan(path=INSTANCES_PATH, kind="instances", channels=None, dtype="uint64") if self.instances else None
+
+    @property
+    def all_images(self) -> tuple[ImagePlan, ...]:
+        """Every image of the output."""
+        return (*self.images, self.instance_image) if self.instance_image else self.images
+
+    def images_of(self, stage: Stage) -> tuple[ImagePlan, ...]:
+        """The images whose voxels the units of a stage write."""
+        if stage.writes_instances:
+            return self.all_images[len(self.images) :]
+        return self.images if stage.kind in ("segment", "level") else ()
 
     @property
     def pass_shape(self) -> Shape:
@@ -264,7 +282,7 @@ class Plan(_Record):
         """Size of the output before compression."""
         return sum(
             ITEM_BYTES[image.dtype] * (image.channels or 1) * Box.from_shape(level.shape).voxel_count
-            for image in self.images
+            for image in self.all_images
             for level in self.levels
         )
 

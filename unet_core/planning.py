@@ -15,7 +15,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
-from unet_core.memory import GIB
+from unet_core.memory import GIB, instance_bytes
 from unet_core.model_package import load_model, model_url
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import around, read_box_of
@@ -29,7 +29,7 @@ from unet_core.plan import (
     Plan,
     pyramid,
 )
-from unet_core.planning_checks import check_approximate, check_symmetries, labels_of
+from unet_core.planning_checks import check_approximate, check_symmetries, labels_of, plan_instances
 from unet_core.predict import check_precision, resolve_device
 from unet_core.sections import thinner
 from unet_core.store import absolute
@@ -76,6 +76,7 @@ class Planned:
                 if plan.strip
                 else {"strips": f"none; whole {'tiles' if plan.tile_shape else 'blocks'} at once"}
             ),
+            **_instances(plan),
             "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
@@ -107,6 +108,7 @@ def resolve(job: SegmentationJob) -> Planned:
     lead = len(shape) - ensemble.dims  # 1 in a stack that is seen section by section: nothing lies around a section along z
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
     images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead))
+    instances = plan_instances(job, images, classes, len(shape))
     tile_shape: Shape | None = None
     strip: int | None = None
     if ensemble.whole_box:
@@ -114,6 +116,8 @@ def resolve(job: SegmentationJob) -> Planned:
         block_shape, tile_shape, memory = _whole_tiles(job, ensemble, source, images, most)
     else:
         block_shape, strip, memory = choose_blocks(job, ensemble, source, images, device)
+    if instances:
+        memory = max(memory, instance_bytes(block_shape))
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
@@ -164,6 +168,7 @@ def resolve(job: SegmentationJob) -> Planned:
         chunk_shape=chunk_shape_for(block_shape, bool(lead)),
         levels=pyramid(shape, opened.voxel_size),
         images=images,
+        instances=instances,
         spatial_axes=source.axes,
         scale=opened.scale,
         translation=opened.translation,
@@ -196,6 +201,16 @@ def resolve(job: SegmentationJob) -> Planned:
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
     return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box)
+
+
+def _instances(plan: Plan) -> dict[str, str]:
+    """How objects get ids, if they do."""
+    if plan.instances is None:
+        return {}
+    asked = plan.instances
+    return {
+        "instances": f"{asked.method} of {asked.labels}, connectivity {asked.connectivity}, from {asked.min_voxels} voxels on"
+    }
 
 
 def _averaging(plan: Plan) -> dict[str, str]:

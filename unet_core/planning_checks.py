@@ -10,6 +10,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.inputs import LEVEL_TOLERANCE
 from unet_core.job import SegmentationJob
 from unet_core.model_description import Head, ModelDescription
+from unet_core.plan import ImagePlan, InstancesPlan, LabelName
 from unet_core.rules import refusal
 
 
@@ -44,6 +45,49 @@ def check_approximate(job: SegmentationJob, ensemble: Ensemble) -> None:
                 f"Model '{package.description.name}' is TorchScript, whose layers are not read: whether any looks at the whole box is not "
                 "known, so it cannot run in tiles; leave out --approximate."
             )
+
+
+def plan_instances(
+    job: SegmentationJob, images: tuple[ImagePlan, ...], classes: tuple[LabelName, ...], dims: int
+) -> InstancesPlan | None:
+    """How instances are made, None for none.
+
+    Raises:
+        JobError: if the job asks for what the labels do not give.
+    """
+    if job.instances == "none":
+        given = {"instances-of": job.instances_of, "connectivity": job.connectivity > 1, "min-voxels": job.min_voxels > 1}
+        for name in (name for name, value in given.items() if value):
+            raise JobError(f"--{name} is for instances, and none are asked for; add --instances components, or leave it out.")
+        return None
+    if job.connectivity > dims:
+        raise JobError(f"--connectivity is {job.connectivity}, the image has {dims} axes; use 1 to {dims}.")
+    return InstancesPlan(
+        method=job.instances,
+        labels=_labels_to_part(job, images, classes),
+        connectivity=job.connectivity,
+        min_voxels=job.min_voxels,
+    )
+
+
+def _labels_to_part(job: SegmentationJob, images: tuple[ImagePlan, ...], classes: tuple[LabelName, ...]) -> str:
+    """Path of the label image whose objects get ids."""
+    wanted = None if job.instances_of is None else job.instances_of[:60]
+    labels = {image.label_value: image.path for image in images if image.kind == "labels"}
+    if None in labels:
+        if wanted is not None:
+            raise JobError(
+                f"--instances-of is '{wanted}', but the classes of the model do not overlap; leave it out, all get ids."
+            )
+        return labels[None]
+    names = {entry.name: labels[entry.value] for entry in classes}
+    if wanted is None and len(names) > 1:
+        raise JobError(
+            f"The model has the regions {', '.join(names)}, which may overlap; say whose objects get ids with --instances-of."
+        )
+    if wanted not in (None, *names):
+        raise JobError(f"--instances-of is '{wanted}', the model has {', '.join(names)}.")
+    return names[wanted or next(iter(names))]
 
 
 def check_symmetries(job: SegmentationJob, model: ModelDescription, voxel_size: tuple[float, ...] | None) -> None:

@@ -63,11 +63,13 @@ class Result:
         Raises:
             LedgerError: if voxels that were written are no longer there.
         """
-        image = next(image for image in self.plan.images if (image.path == name if name is not None else image.kind == "labels"))
+        image = next(
+            image for image in self.plan.all_images if (image.path == name if name is not None else image.kind == "labels")
+        )
         # Shards of background are not stored, so that absent ones read as such; but not those that the ledger knows.
         volume = open_volume(f"{self.url.rstrip('/')}/{image.path}".rstrip("/"), level, missing="fill")
         absent = {f"{image.array_path(level)}/{key}" for key in volume.missing_chunks()}
-        stage = self.plan.stages[level].name
+        stage = next(stage.name for stage in self.plan.stages if stage.level == level and image in self.plan.images_of(stage))
         records = ledger.read_records(open_store(self.url), stage, self.plan.id) if absent else {}
         lost = sorted(absent & {shard.key for record in records.values() for shard in record.objects if not shard.empty})
         if lost:

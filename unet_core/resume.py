@@ -10,8 +10,9 @@ from unet_core.errors import ResumeError
 from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
-from unet_core.plan import Plan, Stage
+from unet_core.plan import Plan
 from unet_core.planning import Planned
+from unet_core.stages import Stage
 from unet_core.store import Store, open_store
 
 
@@ -137,12 +138,12 @@ def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
 
 
 def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
-    """Units of a stage that the request needs and the ledger lacks; coarser levels are redone for another request."""
-    done = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
+    """Units of a stage that the request needs and the ledger lacks; all but the segmentation is redone for another request."""
+    done = ledger.read_records(store, stage.name, plan.id, None if stage.kind == "segment" else request.id)
     return [index for index in wanted_units(plan, request, stage) if index not in done]
 
 
 def wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) -> list[Record]:
-    """Records of the units of a stage that the request needs; of coarser levels those of this very request."""
-    records = ledger.read_records(store, stage.name, plan.id, None if stage.level == 0 else request.id)
+    """Records of the units of a stage that the request needs; of all stages but the segmentation those of this very request."""
+    records = ledger.read_records(store, stage.name, plan.id, None if stage.kind == "segment" else request.id)
     return [records[index] for index in wanted_units(plan, request, stage) if index in records]

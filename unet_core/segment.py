@@ -6,7 +6,7 @@ job -> plan -> output created -> units (read, predict, encode, commit, record) -
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -15,15 +15,17 @@ import numpy as np
 
 from unet_core import ledger
 from unet_core.errors import BlockError, LedgerError, UnetCoreError
+from unet_core.instances import read_joined
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.pipeline import run_units
 from unet_core.places import check_writable
-from unet_core.plan import Plan, Stage, canonical_json
+from unet_core.plan import Plan, canonical_json
 from unet_core.planning import Planned, resolve
 from unet_core.result import Result, Status, open_result, read_status
 from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
 from unet_core.seams import Seam, measure_seams
+from unet_core.stages import made_from
 from unet_core.store import Store, open_store
 
 __all__ = [
@@ -58,6 +60,7 @@ class RunSummary:
         label_voxels: voxels by class name, over the whole request.
         area_um: area or volume by class name; None where the voxel size is unknown.
         area_unit: of these, um^2 or um^3.
+        instances: by class name, of a complete result that has ids; None else.
         failures: one sentence for each failed unit.
         models: names.
         passes: that were averaged; one for each model and symmetry.
@@ -77,6 +80,7 @@ class RunSummary:
     label_voxels: dict[str, int]
     area_um: dict[str, float] | None
     area_unit: str
+    instances: dict[str, int] | None = None
     models: list[str] = field(default_factory=list)
     passes: int = 1
     failures: list[str] = field(default_factory=list)
@@ -181,6 +185,7 @@ def finish(
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
+        instances=None if failures or plan.instances is None else _instances(store, plan, request),
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
         failures=failures,
@@ -188,6 +193,14 @@ def finish(
         hardware=sorted({record.hardware for record in segmented}),
         seams=seams,
     )
+
+
+def _instances(store: Store, plan: Plan, request: Request) -> dict[str, int]:
+    """How many there are of each class."""
+    values = read_joined(store, plan, request).values
+    counts = {entry.name: int(np.count_nonzero(values == entry.value)) for entry in plan.model.classes if entry.value}
+    region = next(image.label_value for image in plan.images if plan.instances and image.path == plan.instances.labels)
+    return {name: count for name, count in counts.items() if region is None or count}
 
 
 def _amplification(plan: Plan, segmented: list[Record]) -> float | None:
@@ -253,18 +266,11 @@ def withdraw_damaged(store: Store, plan: Plan, records: list[Record]) -> list[tu
 
 
 def _made_from_all(plan: Plan, damaged: list[tuple[Record, str]]) -> list[tuple[str, int]]:
-    """Damaged units and all that was made from them, each once, the finest first."""
-    units = {unit for record, _ in damaged for unit in _made_from(plan, plan.stage(record.stage), record.index)}
-    return sorted(units, key=lambda unit: (plan.stage(unit[0]).level, unit[1]))
-
-
-def _made_from(plan: Plan, stage: Stage, index: int) -> Iterator[tuple[str, int]]:
-    """A unit, and those of coarser levels that were computed from it: they may hold what it held when it was damaged."""
-    yield stage.name, index
-    box = stage.grid.block(index)
-    for coarser in plan.stages[stage.level + 1 :]:
-        box = box.scale_down(plan.levels[coarser.level].factor)
-        yield from ((coarser.name, other) for other in coarser.grid.touching(box))
+    """Damaged units and all that was made from them, each once, in the order of their stages."""
+    stages = plan.stages
+    units = {unit for record, _ in damaged for unit in made_from(stages, record.stage, record.index)}
+    order = {stage.name: number for number, stage in enumerate(plan.stages)}
+    return sorted(units, key=lambda unit: (order[unit[0]], unit[1]))
 
 
 def _listed(texts: list[str], separator: str) -> str:

@@ -16,19 +16,20 @@ import zarr
 from numpy.typing import NDArray
 
 import unet_core
-from unet_core import inputs, ledger, output
+from unet_core import inputs, instances, ledger, output
+from unet_core.committed import read_voxels
 from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
-from unet_core.errors import BlockError, LedgerError, ResumeError, UnetCoreError
+from unet_core.errors import BlockError, ResumeError, UnetCoreError
 from unet_core.geometry import Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.passes import Pass, read_box_of
 from unet_core.plan import Plan
 from unet_core.predict import Predictor, hardware_class, load_predictor
-from unet_core.resume import is_wanted
 from unet_core.sections import sections_of
 from unet_core.seen_values import seen_values
+from unet_core.stages import source_of
 from unet_core.store import Store, open_store
 from unet_core.tiles import tiles_of
 from unet_core.volumes import read_reflected
@@ -131,12 +132,13 @@ class Unit:
         self.absent: dict[str, None] = {}  # chunks that were read as background
         self.image: NDArray[Any] | None = None
         self.values: list[NDArray[Any]] = []
+        self.objects: dict[str, bytes] = {}  # that are stored beside the images
 
     def read(self) -> None:
         """Read ahead what a block of the finest level needs; tiles and coarser levels read what they need as they compute."""
         with self._named_errors():
             self.clock.start()
-            if self.stage.level == 0 and self.worker.plan.tile_shape is None:
+            if self.stage.kind == "segment" and self.worker.plan.tile_shape is None:
                 self.image = _read(self, self.worker.read_box(self.stage.grid.block(self.index)))
 
     def compute(self) -> None:
@@ -144,7 +146,7 @@ class Unit:
         with _DEVICE, self._named_errors():
             self.clock.stop("wait")
             try:
-                self.values = predict_block(self) if self.stage.level == 0 else downsample_block(self)
+                compute_unit(self)
             finally:
                 self.image = None  # also when an error keeps this unit alive
 
@@ -153,7 +155,7 @@ class Unit:
         with self._named_errors():
             self.clock.stop("wait")
             record = _commit(self)
-            self.values = []
+            self.values, self.objects = [], {}
             return record
 
     @contextmanager
@@ -165,6 +167,24 @@ class Unit:
             box = self.stage.grid.block(self.index)
             place = f"{self.stage.name} block {self.index} ({self.worker.plan.spatial_axes} {box})"
             raise BlockError(f"{place}: {kind}{error}") from error
+
+
+def compute_unit(unit: Unit) -> None:
+    """Values and objects of a unit, by what its stage does."""
+    worker, stage = unit.worker, unit.stage
+    committed = worker.store, worker.plan, worker.request
+    match stage.kind:
+        case "segment":
+            unit.values = predict_block(unit)
+        case "level" | "instances-level":
+            unit.values = downsample_block(unit)
+        case "parts":
+            unit.objects = instances.parts_objects(*committed, unit.index)
+        case "join":
+            unit.objects = instances.joined_objects(*committed)
+        case "instances":
+            unit.values = [instances.instance_values(*committed, unit.index)]
+    unit.clock.stop(stage.kind if stage.kind != "segment" else "predict")
 
 
 def predict_block(unit: Unit) -> list[NDArray[Any]]:
@@ -221,38 +241,28 @@ def _read(unit: Unit, box: Box) -> NDArray[Any]:
 def downsample_block(unit: Unit) -> list[NDArray[Any]]:
     """What each image of the plan stores of a block of a coarser level, from the level before."""
     worker, plan, stage = unit.worker, unit.worker.plan, unit.stage
-    level = plan.levels[stage.level]
-    write = stage.grid.block(unit.index)
-    finer = write.scale_up(level.factor).intersect(Box.from_shape(plan.levels[stage.level - 1].shape))
-    before = plan.stages[stage.level - 1]
-    shards: dict[str, bytes] = {}
-    for number in before.grid.touching(finer):
-        objects = ledger.read_unit(worker.store, plan, before.name, number)
-        if objects is None and is_wanted(plan, worker.request, before, number):
-            raise LedgerError(
-                f"{before.name} block {number} has no record any more; run the same command again, it computes this again"
-            )
-        shards |= objects or {}
-    values = [
-        downsample(output.decode_shards(plan, image, before.level, shards, finer), level.factor, image.kind)
-        for image in plan.images
-    ]
-    unit.clock.stop("downsample")
-    return values
+    source = source_of(plan.stages, stage)
+    assert source is not None
+    finer = stage.grid.block(unit.index).scale_up(stage.factor).intersect(Box.from_shape(source.shape))
+    images = plan.images_of(stage)
+    voxels = read_voxels(worker.store, plan, worker.request, source, images, finer)
+    return [downsample(values, stage.factor, image.kind) for values, image in zip(voxels, images, strict=True)]
 
 
 def _commit(unit: Unit) -> Record:
     worker, plan, stage, index = unit.worker, unit.worker.plan, unit.stage, unit.index
     coordinates = stage.grid.coordinates(index)
-    shards = dict(
+    images = plan.images_of(stage)
+    shards: dict[str, bytes | None] = dict(unit.objects)
+    shards |= dict(
         output.encode_shard(plan, image, stage.level, coordinates, array)
-        for image, array in zip(plan.images, unit.values, strict=True)
+        for image, array in zip(images, unit.values, strict=True)
     )
     unit.clock.stop("encode")
     objects = ledger.commit(worker.store, shards)
     unit.clock.stop("write")
     labels: dict[str, int] = {}
-    for image, array in zip(plan.images, unit.values, strict=True):
+    for image, array in zip(images, unit.values, strict=True):
         if image.kind == "labels":
             for value, count in label_counts(array).items():
                 if image.label_value is None or value:

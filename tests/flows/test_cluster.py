@@ -37,10 +37,9 @@ def test_any_number_of_workers_gives_the_bytes_of_the_serial_run(
 ) -> None:
     shape, block = ((130, 90), (32, 32)) if dims == 2 else ((11, 25, 30), (4, 8, 16))
     image, model = make_image(shape), make_model(dims=dims, levels=2)
-    run(make_job(image=str(image), output=str(tmp_path / "serial"), model=str(model), block_shape=block))
-    summary = segment_on_cluster(
-        make_job(image=str(image), output=str(tmp_path / "local"), model=str(model), block_shape=block), "local", workers
-    )
+    fields = {"image": str(image), "model": str(model), "block_shape": block, "instances": "components"}
+    run(make_job(**fields, output=str(tmp_path / "serial")))
+    summary = segment_on_cluster(make_job(**fields, output=str(tmp_path / "local")), "local", workers)
     assert summary.status == "complete"
     assert digest(tmp_path / "local") == digest(tmp_path / "serial")
 

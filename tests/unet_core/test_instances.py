@@ -1,0 +1,237 @@
+"""Instances over a whole output: the numbers of scikit-image, whatever the blocks, and the same bytes whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from skimage.measure import label
+
+from tests.unet_core.test_segment import digest, labels_of
+from unet_core import ledger
+from unet_core.errors import JobError, LedgerError
+from unet_core.instances import read_joined
+from unet_core.job import make_job
+from unet_core.memory import instance_bytes
+from unet_core.pipeline import run_units
+from unet_core.planning import resolve
+from unet_core.segment import open_result, plan_run, prepare, read_status, run
+from unet_core.stages import made_from
+from unet_core.store import open_store
+
+Maker = Callable[..., Path]
+
+
+def instances_of(output: Path, level: int = 0) -> np.ndarray[Any, Any]:
+    return np.asarray(zarr.open_array(output / "labels" / "instances" / str(level), mode="r")[...])
+
+
+CUTS = [((75, 93), [(16, 32), (64, 8), (76, 96)], 2), ((13, 22, 37), [(4, 8, 16), (16, 8, 8), (16, 24, 40)], 3)]
+
+
+@pytest.mark.parametrize(("shape", "blocks", "connectivity"), CUTS, ids=str)
+def test_any_blocks_give_the_components_of_the_whole(
+    shape: tuple[int, ...], blocks: list[tuple[int, ...]], connectivity: int, make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    model, image = make_model(levels=2, dims=len(shape), classes=6), make_image(shape)
+    for number, block in enumerate(blocks):
+        output = tmp_path / f"out-{number}"
+        steps = connectivity if number else 1
+        job = make_job(
+            image=str(image), output=str(output), model=str(model), block_shape=block, instances="components", connectivity=steps
+        )
+        summary = run(job)
+        expected = label(labels_of(output), background=0, connectivity=steps)
+        np.testing.assert_array_equal(instances_of(output), expected)
+        assert instances_of(output).dtype == np.uint64
+        assert summary.instances is not None
+        assert sum(summary.instances.values()) == expected.max() > 5
+        store = open_store(str(output))
+        joined = read_joined(store, ledger.read_plan(store), ledger.read_request(store))
+        np.testing.assert_array_equal(joined.sizes, np.bincount(expected.ravel())[1:])
+        assert run(job).computed == 0
+
+
+@pytest.fixture
+def job_of(make_model: Maker, make_image: Maker, tmp_path: Path) -> Callable[..., Any]:
+    fields = {"image": str(make_image((75, 310))), "model": str(make_model(levels=2, classes=6)), "block_shape": (32, 64)}
+    return lambda name, **more: make_job(**(fields | {"output": str(tmp_path / name), "instances": "components"} | more))
+
+
+def test_small_ones_are_left_out_and_the_pyramid_takes_ids_as_they_are(job_of: Callable[..., Any]) -> None:
+    job = job_of("out", min_voxels=7)
+    run(job)
+    output = Path(job.output)
+    expected = label(labels_of(output), background=0, connectivity=1)
+    _, ranks = np.unique(np.where(np.bincount(expected.ravel())[expected] >= 7, expected, 0), return_inverse=True)
+    np.testing.assert_array_equal(instances_of(output), ranks.reshape(expected.shape))
+    np.testing.assert_array_equal(instances_of(output, 1), instances_of(output)[::2, ::2])
+    groups = json.loads((output / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"]
+    assert groups == ["classes", "instances"]
+    np.testing.assert_array_equal(open_result(job.output).to_dask("labels/instances").compute(), instances_of(output))
+
+
+_UNTIL_KILLED = """
+import os, signal, sys
+from unet_core import ledger
+from unet_core.job import SegmentationJob
+from unet_core.segment import run
+left = int(sys.argv[2])
+def stop(record):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+run(SegmentationJob.model_validate_json(sys.argv[1]), stop)
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_any_stage_and_resumed_gives_the_same_bytes(job_of: Callable[..., Any]) -> None:
+    whole, killed = job_of("whole"), job_of("killed")
+    run(whole)
+    counts = [stage.grid.block_count for stage in plan_run(whole).stages]
+    assert len(counts) == 6  # segment, level-1, parts, join, instances, instances-level-1
+    for kill in (counts[0] + counts[1] + 4, counts[2] - 3, 5, counts[5] - 1):  # each in another stage
+        process = subprocess.run(
+            [sys.executable, "-c", _UNTIL_KILLED, killed.model_dump_json(), str(kill)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        assert read_status(killed.output).state == "unfinished"
+    assert run(killed).status == "complete"
+    assert digest(Path(killed.output)) == digest(Path(whole.output))
+
+
+def test_units_in_any_order_give_the_same_bytes(job_of: Callable[..., Any]) -> None:
+    whole, other = job_of("whole"), job_of("other")
+    run(whole)
+    planned = resolve(other)
+    request = prepare(planned, other.output)
+    for stage in planned.plan.stages:
+        backwards = reversed(range(stage.grid.block_count))
+        assert all(isinstance(one, ledger.Record) for one in run_units(other.output, request.key, stage.name, backwards))
+    assert run(other).computed == 0
+    assert digest(Path(other.output)) == digest(Path(whole.output))
+
+
+def test_a_region_has_its_own_instances_and_growing_it_makes_all_anew(job_of: Callable[..., Any]) -> None:
+    run(job_of("part", roi=("0:20,0:100",)))
+    part = labels_of(Path(job_of("part").output)).copy()
+    np.testing.assert_array_equal(instances_of(Path(job_of("part").output)), label(part, background=0, connectivity=1))
+    assert not part[32:].any()
+    run(job_of("part"))
+    run(job_of("whole"))
+    assert digest(Path(job_of("part").output)) == digest(Path(job_of("whole").output))
+
+
+@pytest.mark.parametrize("stage", ["segment", "parts", "join", "instances"])
+def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., Any]) -> None:
+    job, whole = job_of("out"), job_of("whole")
+    run(job)
+    run(whole)
+    store = open_store(job.output)
+    plan = ledger.read_plan(store)
+    record = ledger.read_records(store, stage, plan.id)[0]
+    path = Path(job.output) / next(entry.key for entry in record.objects if not entry.empty)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LedgerError, match="Audit"):
+        run(job)
+    withdrawn = set(made_from(plan.stages, stage, 0))
+    for unit, index in withdrawn:
+        assert index not in ledger.read_records(store, unit, plan.id)
+    run(job)
+    assert digest(Path(job.output)) == digest(Path(whole.output))
+
+
+def test_what_is_made_from_a_unit() -> None:
+    from unet_core.stages import stages_of
+
+    stages = stages_of([((64, 64), (1, 1)), ((32, 32), (2, 2))], (16, 16), has_instances=True)
+    found = list(made_from(stages, "segment", 5))
+    assert [index for name, index in found if name == "level-1"] == [0]
+    assert [index for name, index in found if name == "parts"] == [0, 1, 4, 5]  # those before it see its first voxels
+    assert [name for name, _ in found].count("instances") == 16
+    assert list(islice(made_from(stages, "instances", 15), 3)) == [("instances", 15), ("instances-level-1", 3)]
+
+
+def test_regions_need_a_name(job_of: Callable[..., Any], make_model: Maker) -> None:
+    model = str(make_model("regions", classes=2))
+    with pytest.raises(JobError, match="class 0, class 1, which may overlap; say whose"):
+        plan_run(job_of("out", model=model))
+    with pytest.raises(JobError, match="'other', the model has class 0, class 1"):
+        plan_run(job_of("out", model=model, instances_of="other"))
+    job = job_of("out", model=model, instances_of="class 1")
+    summary = run(job)
+    expected = label(np.asarray(open_result(job.output).to_dask("labels/class_1")), connectivity=1)
+    np.testing.assert_array_equal(instances_of(Path(job.output)), expected)
+    assert summary.instances == {"class 1": expected.max()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"instances": "none", "min_voxels": 5}, "--min-voxels is for instances, and none are asked for"),
+        ({"instances": "none", "connectivity": 2}, "--connectivity is for instances"),
+        ({"connectivity": 3}, "--connectivity is 3, the image has 2 axes; use 1 to 2"),
+        ({"instances_of": "class 1"}, "classes of the model do not overlap"),
+    ],
+)
+def test_what_means_nothing_is_refused(options: dict[str, Any], message: str, job_of: Callable[..., Any]) -> None:
+    with pytest.raises(JobError, match=message):
+        plan_run(job_of("out", **options))
+
+
+_PEAK = """
+import sys, threading, time
+import cc3d, psutil
+from unet_core import pipeline, worker
+opened = worker.open_worker(*sys.argv[1:3])
+assert all(not isinstance(one, Exception) for one in pipeline.run_units(*sys.argv[1:3], "segment", [0]))
+process = psutil.Process()
+idle = peak = process.memory_info().rss
+running = True
+def watch():
+    global peak
+    while running:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+for stage in opened.plan.stages:
+    if stage.kind in ("parts", "join", "instances"):
+        assert all(not isinstance(one, Exception) for one in pipeline.run_units(*sys.argv[1:3], stage.name, [0]))
+running = False
+watcher.join()
+print(peak - idle)
+"""
+
+
+@pytest.mark.slow
+def test_a_block_of_instances_needs_no_more_than_planned(make_model: Maker, tmp_path: Path) -> None:
+    """Of noise, which has as many parts as can be."""
+    zarr.create_array(
+        tmp_path / "noise", data=np.random.default_rng(0).integers(0, 255, (2048, 2048), dtype="u1"), chunks=(512, 512)
+    )
+    model = str(make_model(levels=1, base=2, classes=6))
+    job = make_job(
+        image=str(tmp_path / "noise"), output=str(tmp_path / "out"), model=model, block_shape=(2048, 2048), instances="components"
+    )
+    key = prepare(resolve(job), job.output).key
+    words = [sys.executable, "-c", _PEAK, job.output, key]
+    measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 2**20
+    planned = instance_bytes((2048, 2048)) / 2**20
+    assert 0.3 * planned < measured < planned, f"planned {planned:.0f} MiB, measured {measured:.0f} MiB"

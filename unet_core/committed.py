@@ -1,0 +1,44 @@
+"""Voxels and tables of units that are committed, checked against their records. Knows the ledger, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from unet_core import ledger, output
+from unet_core.errors import LedgerError
+from unet_core.geometry import Box
+from unet_core.ledger import Request
+from unet_core.plan import ImagePlan, Plan
+from unet_core.resume import is_wanted
+from unet_core.stages import Stage
+from unet_core.store import Store
+
+
+def read_voxels(
+    store: Store, plan: Plan, request: Request, stage: Stage, images: tuple[ImagePlan, ...], box: Box
+) -> list[NDArray[Any]]:
+    """Voxels of a box at the level of a stage, of shape ([C,] *box.shape) for each image; 0 where no block is wanted.
+
+    Raises:
+        LedgerError: if a unit that is wanted has no record, or its objects are not what was written.
+    """
+    stored: dict[str, bytes] = {}
+    for number in stage.grid.touching(box):
+        stored |= read_objects(store, plan, request, stage, number)
+    return [output.decode_shards(plan, image, stage.level, stored, box) for image in images]
+
+
+def read_objects(store: Store, plan: Plan, request: Request, stage: Stage, index: int) -> dict[str, bytes]:
+    """Objects of a unit by their key; none if it is not wanted.
+
+    Raises:
+        LedgerError: likewise.
+    """
+    objects = ledger.read_unit(store, plan, stage.name, index)
+    if objects is None and is_wanted(plan, request, stage, index):
+        raise LedgerError(
+            f"{stage.name} block {index} has no record any more; run the same command again, it computes this again"
+        )
+    return objects or {}

@@ -1,0 +1,125 @@
+"""The passes of a run over its output, in their order, and what each is made from. Computes nothing.
+
+segment ---> level-1 ---> level-2 ..                          voxels of the images, each level from the one before
+        \\--> parts ---> join ---> instances ---> instances-level-1 ..      the last need all blocks, through the one unit of join
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from unet_core.geometry import BlockGrid, Box, Shape
+
+SEGMENT_STAGE = "segment"
+PARTS_STAGE = "parts"
+JOIN_STAGE = "join"
+INSTANCES_STAGE = "instances"
+
+StageKind = Literal["segment", "level", "parts", "join", "instances", "instances-level"]
+
+
+class Stage(BaseModel):
+    """A pass over one level of the output, in units that write whole objects.
+
+    Args:
+        name: of its records.
+        kind: what its units do.
+        level: that they belong to.
+        shape: of the level.
+        block_shape: of a unit.
+        factor: of the level; how much coarser than the one before.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: StageKind
+    level: int
+    shape: Shape
+    block_shape: Shape
+    factor: Shape
+
+    @property
+    def grid(self) -> BlockGrid:
+        return BlockGrid(self.shape, self.block_shape)
+
+    @property
+    def writes_instances(self) -> bool:
+        """Whether its units hold voxels of the instances, rather than of the other images."""
+        return self.kind in ("instances", "instances-level")
+
+
+def stages_of(levels: Sequence[tuple[Shape, Shape]], block_shape: Shape, has_instances: bool) -> tuple[Stage, ...]:
+    """Segmentation first, then one stage for each coarser level; then instances, and their levels.
+
+    Args:
+        levels: shape and factor of each, the finest first.
+        block_shape: of units.
+        has_instances: whether instances are made.
+    """
+
+    def stage(name: str, kind: StageKind, level: int, block_shape: Shape = block_shape) -> Stage:
+        shape, factor = levels[level]
+        return Stage(name=name, kind=kind, level=level, shape=shape, block_shape=block_shape, factor=factor)
+
+    coarser = range(1, len(levels))
+    stages = [stage(SEGMENT_STAGE, "segment", 0), *(stage(f"level-{level}", "level", level) for level in coarser)]
+    if has_instances:
+        stages += [
+            stage(PARTS_STAGE, "parts", 0),
+            stage(JOIN_STAGE, "join", 0, levels[0][0]),
+            stage(INSTANCES_STAGE, "instances", 0),
+            *(stage(f"{INSTANCES_STAGE}-level-{level}", "instances-level", level) for level in coarser),
+        ]
+    return tuple(stages)
+
+
+def made_from(stages: Sequence[Stage], name: str, index: int) -> Iterator[tuple[str, int]]:
+    """A unit, and those that were computed from it: they may hold what it held when it was damaged. In the order of the stages.
+
+    Args:
+        stages: all of the plan.
+        name: of the unit's stage.
+        index: of the unit.
+    """
+    boxes: dict[str, Box] = {}  # what of a stage is affected
+    for stage in stages:
+        if stage.name == name:
+            boxes[name] = stage.grid.block(index)
+            yield name, index
+            continue
+        source = source_of(stages, stage)
+        if source is None or source.name not in boxes:
+            continue
+        touched = _reached(boxes[source.name], stage)
+        units = list(stage.grid.touching(touched))
+        boxes[stage.name] = touched
+        yield from ((stage.name, unit) for unit in units)
+
+
+def source_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
+    """The stage whose units are read; None for the segmentation, which reads the image."""
+    wanted = {
+        "segment": None,
+        "level": "segment" if stage.level == 1 else f"level-{stage.level - 1}",
+        "parts": SEGMENT_STAGE,
+        "join": PARTS_STAGE,
+        "instances": JOIN_STAGE,
+        "instances-level": INSTANCES_STAGE if stage.level == 1 else f"{INSTANCES_STAGE}-level-{stage.level - 1}",
+    }[stage.kind]
+    return next((other for other in stages if other.name == wanted), None)
+
+
+def _reached(box: Box, stage: Stage) -> Box:
+    """What of a stage depends on a box of its source."""
+    match stage.kind:
+        case "level" | "instances-level":
+            return box.scale_down(stage.factor)
+        case "parts":  # blocks see one voxel more at their ends
+            ones = (1,) * box.ndim
+            return Box(tuple(max(0, first - one) for first, one in zip(box.start, ones, strict=True)), box.stop)
+        case _:
+            return Box.from_shape(stage.shape)
