@@ -171,7 +171,7 @@ def test_a_folder_without_pairs_says_what_it_looked_for(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["isbi2012", "nuclei-fluorescence", "nuclei-he", "gala"])
+@pytest.mark.parametrize("name", ["isbi2012", "nuclei-fluorescence", "nuclei-he", "nuclei-he-10", "gala"])
 def test_the_data_sets_of_the_documentation_are_read(name: str) -> None:
     dataset = load_dataset(Path(__file__).parents[3] / f"docs/datasets/{name}.yaml", root="/data")
     assert dataset.name == name
