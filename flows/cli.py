@@ -245,6 +245,9 @@ def _fail(error: Exception | str, code: int) -> int:
         traceback.print_exc()
     text = visible(error)[:_LONGEST_ERROR] or type(error).__name__
     print(f"unet: {text}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):  # what to begin with, such as a file, keeps its lines
+        lines = ("".join(letter for letter in line if letter.isprintable()) for line in note.splitlines())
+        print("", *lines, sep="\n", file=sys.stderr)
     if "--json" in sys.argv:
         print(json.dumps({"status": "error", "exit_code": code, "error": text}))
     return code

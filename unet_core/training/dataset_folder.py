@@ -8,7 +8,7 @@ Where it is not, the error gives the ``dataset.yaml`` to begin with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,9 @@ def folder_dataset(folder: Path) -> Dataset:
     pairs = find_pairs(folder)
     meaning, question = _meaning(folder, pairs)
     if question:
-        raise InputError(f"{question}\nWrite {folder}/dataset.yaml, for example:\n\n{_as_yaml(meaning, pairs)}")
+        error = InputError(f"{question} Write {folder}/dataset.yaml, for example:")
+        error.add_note(_as_yaml(meaning, pairs))
+        raise error
     entries = [{"image": str(folder / image), "labels": str(folder / labels)} for image, labels in pairs]
     return make_dataset({"schema": 1, "name": folder.name, "root": str(folder), **meaning, "pairs": entries}, str(folder))
 
@@ -171,10 +173,21 @@ def _as_yaml(meaning: dict[str, Any], pairs: list[tuple[str, str]]) -> str:
         ]
     lines += [f"unlabelled: {meaning['unlabelled']}"] if "unlabelled" in meaning else []
     lines.append("pairs:")
-    lines += [f"  - {{image: {_quoted(image)}, labels: {_quoted(labels)}}}" for image, labels in pairs[:_SHOWN_PAIRS]]
-    if len(pairs) > _SHOWN_PAIRS:
-        lines.append(f"  # and {len(pairs) - _SHOWN_PAIRS} more; 'images/*.tif' with 'labels/{{name}}.tif' stands for many")
-    return "\n".join([*lines, "split: {validation: 0.2, seed: 0}", ""])
+    listed = (_pattern(pairs) if len(pairs) > _SHOWN_PAIRS else None) or pairs
+    lines += [f"  - {{image: {_quoted(image)}, labels: {_quoted(labels)}}}" for image, labels in listed]
+    split = "{validation: 0.2, test: 0.2, seed: 0}" if len(pairs) > _SHOWN_PAIRS + 1 else "{validation: 0.2, seed: 0}"
+    return "\n".join([*lines, f"split: {split}", ""])
+
+
+def _pattern(pairs: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
+    """The one line that stands for all pairs of two folders, where names follow from one another."""
+    found = set()
+    for image, labels in pairs:
+        own, other = PurePosixPath(image), PurePosixPath(labels)
+        if own.parent == other.parent or not other.name.startswith(own.stem):
+            return None
+        found.add((f"{own.parent}/*{own.suffix}", f"{other.parent}/{{name}}{other.name.removeprefix(own.stem)}"))
+    return list(found) if len(found) == 1 else None
 
 
 def _quoted(text: str) -> str:

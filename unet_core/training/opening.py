@@ -6,7 +6,7 @@ import itertools
 import uuid
 from collections.abc import Iterator
 
-from unet_core.errors import InputError
+from unet_core.errors import InputError, VolumeError
 from unet_core.geometry import Box
 from unet_core.inputs import LEVEL_TOLERANCE
 from unet_core.training.annotations import ClassMap
@@ -74,6 +74,11 @@ def _nothing(dataset: Dataset, purpose: Purpose, fold: int | None, assigned: tup
     where = f" in fold {fold}" if fold is not None else ""
     other = "validation" if purpose == "train" else purpose
     advice = f"give pairs part: {purpose}, or boxes (of a stack, e.g. {{train: '0:18', {other}: '20:24'}}), or another split."
+    advice += (
+        " What chose the checkpoint is scored with --part validation."
+        if purpose == "test" and assigned.count("validation")
+        else ""
+    )
     return InputError(f"Nothing is for {purpose}{where}: of {len(dataset.pairs)} pairs {have}; {advice}")
 
 
@@ -81,7 +86,14 @@ _Kind = tuple[int, str, tuple[float, ...] | None]  # channels, type, voxel size
 
 
 def _kind(dataset: Dataset, source: AnnotatedImage, dims: int) -> _Kind:
-    volume = source.image()
+    try:
+        volume = source.image()
+    except VolumeError as error:
+        if not str(error).startswith("input not found"):
+            raise
+        raise VolumeError(
+            f"{error} Relative paths of the data set start from {dataset.root}; say where the data lie with --root FOLDER."
+        ) from None
     check_intensity_dtype(volume, cast=False)
     return volume.channel_count, str(volume.dtype), _voxel_size(dataset, source.pair, volume, dims)
 

@@ -194,7 +194,7 @@ ONE = (STACK[0], LABELS[0])
         ({"a": ONE, "b": (STACK[0].astype(np.uint16), LABELS[0])}, {}, {}, "b.tif is uint16 and .*a.tif is uint8"),
         ({"a": (STACK[0].astype(np.float64), LABELS[0])}, {}, {}, "float32 holds exactly"),
         ({"a": ONE, "b": ONE}, {}, {"b": {"image": "a.tif"}}, "a.tif is there twice among the pairs"),
-        ({"a": ONE}, {}, {"a": {"image": "c.tif"}}, "input not found: .*c.tif"),
+        ({"a": ONE}, {}, {"a": {"image": "c.tif"}}, "input not found: .*c.tif.*start from .*say where the data lie with --root FOLDER"),
         ({"a": ONE}, {}, {"a": {"labels": "a_lables.tif"}}, "did you mean .*a_labels.tif"),
         ({"a": ONE}, {}, {"a": {"part": "test"}}, "Nothing is for train: of 1 pairs 0 for train, 0 for validation, 1 for test"),
         ({"a": ONE}, {}, {"a": {"part": None, "boxes": {"test": ":"}}}, "Nothing is for train"),
