@@ -52,7 +52,7 @@ def evaluate(
 
     Args:
         prediction: Result of `unet segment`, image (labels or probability map), folder of images, or a model.
-        reference: Label image, folder of them, or dataset.yaml (with a model).
+        reference: Label image, folder of them, or (with a model) what it was trained with: dataset.yaml, or a folder of images and labels.
         metrics: Names with commas: iou dice pixel_accuracy mean_accuracy mean_iu frequency_weighted_iu pixel_error_max_f pixel_error_fiji
             rand_error_2012 v_rand_thinned v_info_thinned warping_error warping_error_splits_mergers adapted_rand v_rand v_info voi seg pq.
         prediction_is: What the prediction's numbers mean: mask (0 and anything else), classes, ids of instances, or a probability map.
@@ -106,7 +106,7 @@ def evaluate(
         missing=missing,
     )
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    if reference.endswith((".yaml", ".yml")):
+    if _is_data_set(prediction, reference):
         from unet_core.predict import resolve_device
         from unet_core.training.held_out import held_out_pairs
 
@@ -159,6 +159,21 @@ def _bytes_of(memory_gib: float) -> int:
     if not 0 < memory_gib <= _MOST_GIB:  # NaN fails too
         raise InputError(f"--memory-gib is {memory_gib:g}; give more than 0 GiB, at most {_MOST_GIB:g}.")
     return round(memory_gib * 2**30)
+
+
+def _is_data_set(prediction: str, reference: str) -> bool:
+    """Whether a model is to be scored on what can be trained with."""
+    from unet_core.store import is_remote, local_path
+
+    if reference.endswith((".yaml", ".yml")):
+        return True
+    if is_remote(prediction) or is_remote(reference) or not local_path(reference).is_dir():
+        return False
+    if local_path(prediction).exists():
+        return (local_path(prediction) / "model.json").is_file()
+    from unet_core.model_package import bundled_models
+
+    return prediction in bundled_models()
 
 
 def _print_table(table: ScoreTable, sentences: tuple[str, ...], by_section: bool) -> None:

@@ -117,6 +117,16 @@ def test_bad_options_of_a_model_are_one_line(
     assert len(err.splitlines()) == 1
 
 
+def test_a_model_is_scored_on_the_folder_that_it_was_trained_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = write_disks(tmp_path, count=2, split={"test": 0.5})
+    for place in (data, data.parent):
+        code, _, err = call(monkeypatch, capsys, "evaluate", "nuclei-fluorescence", place)
+        assert code == 2
+        assert "has the classes background, nucleus, data set" in err
+
+
 @needs_data
 def test_polarity_of_the_isbi_labels_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
