@@ -81,10 +81,13 @@ def write_model(model_out: str, plan: TrainingPlan, state: dict[str, Tensor], re
     with torch.device("meta"):
         network = networks.build(plan.description.network.name, **plan.description.network.arguments)
     network.load_state_dict(state, assign=True)
+    options = plan.options.model_dump(mode="json")
+    if plan.parent:  # its network was trained on, whatever the recipe says
+        options["network"] = plan.description.network.model_dump(mode="json")
     provenance = {
         "training_plan": plan.id,
         "data": plan.description.provenance.get("data", {}),
-        "options": plan.options.model_dump(mode="json"),
+        "options": options,
         "parent": plan.parent.model_dump(mode="json") if plan.parent else None,
         "software": {"unet-flows": __version__, "torch": torch.__version__.partition("+")[0]},
     }

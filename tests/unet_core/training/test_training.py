@@ -242,11 +242,12 @@ def test_fine_tuning_takes_what_fits_and_names_the_rest(tmp_path: Path) -> None:
         {"name": "others", "values": [2, 3, 4, 5, 6, 7]},
     ]
     other = write_disks(tmp_path / "other", seed=3, labels="classes", classes=classes)
-    train(other, tmp_path / "child", "steps=3", init=str(tmp_path / "parent"), freeze="encoder")
+    train(other, tmp_path / "child", "steps=3", "network.arguments={base: 8}", init=str(tmp_path / "parent"), freeze="encoder")
     parent, child = load_model(tmp_path / "parent"), load_model(tmp_path / "child")
     facts = child.description.provenance["parent"]
     assert facts["sha256"] == parent.sha256
     assert set(facts["new"]) == {"head.weight", "head.bias"}
+    assert child.description.provenance["options"]["network"]["arguments"]["base"] == 4
     before, after = parent.network.state_dict(), child.network.state_dict()
     assert after["head.weight"].shape[0] == 3
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("contracting"))
