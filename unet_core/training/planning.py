@@ -24,7 +24,7 @@ from unet_core.model_description import (
 from unet_core.model_package import build_without_memory
 from unet_core.normalisation import Normalisation, from_percentiles
 from unet_core.places import check_location, check_writable
-from unet_core.store import is_remote
+from unet_core.store import OWN_FOLDER, is_remote, local_path
 from unet_core.training import package
 from unet_core.training.augmentation import check_augmentation
 from unet_core.training.census import Census, take_census
@@ -53,6 +53,7 @@ from unet_core.training.statistics import PERCENTILES, Statistics, take_statisti
 from unet_core.training.validation import score_names
 from unet_core.validation import first_problem
 
+_OTHERS = (OWN_FOLDER, "zarr.json", ".zgroup", ".zarray")  # in a folder that is no model's
 _CHANNEL_NAMES = {1: ("intensity",), 3: ("red", "green", "blue")}
 
 
@@ -236,6 +237,9 @@ def _check_folder(model_out: str) -> None:
     check_location("MODEL_OUT", model_out)
     if is_remote(model_out):
         raise JobError(f"MODEL_OUT {model_out} is no local folder; train into one and copy the model.")
+    held = next((name for name in _OTHERS if (local_path(model_out) / name).exists()), None)
+    if held:
+        raise JobError(f"MODEL_OUT {model_out} holds an image or a result ({held}); give a new folder.")
 
 
 def _crop_shapes(network: Any, options: TrainingOptions, parts: tuple[Part, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 from tests.unet_core.training.datasets import FAST, write_disks
@@ -282,3 +283,11 @@ def test_what_cannot_be_trained_is_told_before_the_first_step(tmp_path: Path, se
     with pytest.raises(InputError, match=message):
         plan_training(str(data), str(tmp_path / "model"), make_options("default", [*FAST, *settings]), **arguments)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_holds_an_image_is_no_place_for_a_model(tmp_path: Path) -> None:
+    data = write_disks(tmp_path / "data")
+    zarr.create_array(tmp_path / "result.zarr", data=np.zeros((4, 4), np.uint8))
+    with pytest.raises(InputError, match=r"result\.zarr holds an image or a result \(zarr\.json\); give a new folder"):
+        plan_training(str(data), str(tmp_path / "result.zarr"), make_options("default", FAST))
+    assert not (tmp_path / "result.zarr" / "training").exists()
