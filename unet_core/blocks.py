@@ -48,9 +48,9 @@ FEWEST_BLOCKS = 8  # that an image is cut into, where it is large enough, so tha
 MAX_REDUNDANCY, MAX_FOR_TWO = {2: 1.05, 3: 1.25}, {2: 1.1, 3: 1.5}
 NEARLY = 1.05  # over the cheapest blocks, where none stay below that
 MOST_DECODED = 8  # times that a chunk of a stack is decoded, above which the user is warned
-# Of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values; half a copy
+# Of a finished block: its values, the shards that hold them, what encoding needs, and meanwhile the next one's values; one copy
 # more, since what a late commit gives back is not at once used again.
-COPIES = 4.5
+COPIES = 5
 
 
 def choose_blocks(

@@ -234,4 +234,4 @@ def test_a_block_of_instances_needs_no_more_than_planned(make_model: Maker, tmp_
     words = [sys.executable, "-c", _PEAK, job.output, key]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 2**20
     planned = instance_bytes((2048, 2048)) / 2**20
-    assert 0.3 * planned < measured < planned, f"planned {planned:.0f} MiB, measured {measured:.0f} MiB"
+    assert 0.1 * planned < measured < planned, f"planned {planned:.0f} MiB, measured {measured:.0f} MiB"
