@@ -191,7 +191,7 @@ def lost_rank(group: Group, how: str) -> str:
     """Rank 1 ends or hangs where rank 0 waits for it."""
     wrapped = group.wrap(nn.Linear(2, 1))
     if group.rank:
-        time.sleep(6 if how == "hangs" else 0)
+        time.sleep(15 if how == "hangs" else 0)
         return "gone"
     with group.collective("adding up gradients"):
         wrapped(torch.ones(1, 2)).sum().backward()
