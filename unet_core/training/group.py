@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,9 +93,8 @@ class Group:
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, which from now on has rank 0's weights and gradients averaged over the ranks; itself on one rank.
 
-        Gradients travel in few large buckets, since each waits for all ranks. DDP lays buckets out anew after the first step unless it
-        looks for unused parameters; with three ranks or more the order of an element's sum, hence its last bit, would depend on how
-        many steps ago the process started.
+        Every parameter travels alone: buckets of several are laid out anew after the first step, and with three ranks or more the
+        order of an element's sum, hence its last bit, would depend on how many steps ago the process started.
         """
         if self.size == 1:
             return network
@@ -104,13 +102,12 @@ class Group:
 
         known = signature(DistributedDataParallel).parameters  # torch 2.13 gave it another name, and warns of the old one
         buffers: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # that there are none is well
         with self.collective("sharing the initial weights"):
             return DistributedDataParallel(
                 network,
                 **buffers,  # synchronised batch norms have the same ones on each rank
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                find_unused_parameters=True,
+                bucket_cap_mb=1e-6,
             )
 
     @contextmanager
