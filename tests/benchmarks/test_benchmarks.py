@@ -164,12 +164,12 @@ def test_figures_of_training_are_ratios_of_medians() -> None:
     report = {
         **{"date": "", "machine": "", "load_before": 0.0, "load_after": 0.0},
         "loops": [loop | {"load": 0.01, "batch": 0.02, "crops": 3}],
-        "ranks": {"one": [2.0], "two": [2.5], "apart": [2.2]},
+        "ranks": {"2": {"one": [2.0], "two": [2.5], "apart": [2.2]}},
         "weights": {"own": [0.1], "transforms": [3.0], "difference": 0.0},
     }
     said = "\n".join(lines_of(report))
     assert "| tiny | 2.50 | 3.00 | 20 % [0 %, 800 %] | 10 % | 10.0 | 20.0 |" in said
     assert "20 % (tiny, missed)" in said
-    assert "crops/s >= 1.70 | 1.60 (default, float32, missed)" in said  # two ranks do twice the crops
-    assert "crops/s >= 0.85 | 0.88 (default, float32)" in said
+    assert "crops/s >= 1.70 | 1.60 (default, float32, 2 crops a rank, missed)" in said  # two ranks do twice the crops
+    assert "crops/s >= 0.85 | 0.88 (default, float32, 2 crops a rank)" in said
     assert "speed >= 20.00 | 30.00 (1024 x 1024)" in said

@@ -32,6 +32,7 @@ from tests.benchmarks.training_ranks import step_seconds
 RECIPES: dict[str, tuple[str, ...]] = {"paper": ("network.arguments.base=32",), "default": ()}  # with what is changed of them
 ROUNDS = {"paper": (3, 1), "default": (8, 2)}  # of so many steps
 RANK_ROUNDS, RANK_STEPS = 2, 16
+RANK_CROPS = (2, 8)  # of one rank and step: what the recipe says for two ranks, and what hides more of the exchange
 WEIGHT_MAP = (1024, 100)  # side, cells
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     machine = f"{torch.backends.cpu.get_cpu_capability()}, {platform.system()}, torch {torch.__version__}"
     report: Report = {"date": date.today().isoformat(), "machine": machine, "load_before": os.getloadavg()[0]}
     report["loops"] = [measure_loop(work, data_set, *case) for case in loop_cases()] if "loop" in parts else []
-    report["ranks"] = measure_ranks(work, data_set) if "ranks" in parts else None
+    report["ranks"] = measure_ranks(work, data_set) if "ranks" in parts else {}
     report["weights"] = measured("training_weights", 1, *map(str, WEIGHT_MAP)) if "weights" in parts else None
     report["load_after"] = os.getloadavg()[0]
     lines = list(lines_of(report))
@@ -74,21 +75,27 @@ def measure_loop(work: Path, data_set: str, recipe: str, precision: str, threads
     return found
 
 
-def measure_ranks(work: Path, data_set: str) -> dict[str, Any] | None:
-    """Seconds of steps of one rank, of two, and of two trainings of one rank that do not know of each other."""
+def measure_ranks(work: Path, data_set: str) -> dict[str, dict[str, list[float]]]:
+    """By crops of a rank: seconds of steps of one rank, of two, and of two trainings of one rank that do not know of each other."""
     if len(os.sched_getaffinity(0)) < 2:
-        return None
-    seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+        return {}
+    found: dict[str, dict[str, list[float]]] = {str(crops): {"one": [], "two": [], "apart": []} for crops in RANK_CROPS}
     for turn in range(RANK_ROUNDS):
-        folders = [_new(work / f"ranks-{number}") for number in range(2)]
-        seconds["one"] += step_seconds(data_set, folders[0], [0], RANK_STEPS)
-        seconds["two"] += step_seconds(data_set, _new(folders[0]), [0, 1], RANK_STEPS)
-        with ThreadPoolExecutor(2) as both:
-            cores = enumerate(folders)
-            apart = list(both.map(lambda own: step_seconds(data_set, _new(own[1]), [own[0]], RANK_STEPS), cores))
-        seconds["apart"] += [second for found in apart for second in found]
-        print(f"ranks, round {turn + 1} of {RANK_ROUNDS}", file=sys.stderr, flush=True)
-    return seconds
+        for crops in RANK_CROPS:
+            _measure_ranks_once(work, data_set, crops, found[str(crops)])
+            print(f"ranks of {crops} crops, round {turn + 1} of {RANK_ROUNDS}", file=sys.stderr, flush=True)
+    return found
+
+
+def _measure_ranks_once(work: Path, data_set: str, crops: int, seconds: dict[str, list[float]]) -> None:
+    def steps(number: int, cores: list[int]) -> list[float]:
+        return step_seconds(data_set, _new(work / f"ranks-{number}"), cores, RANK_STEPS, crops)
+
+    seconds["one"] += steps(0, [0])
+    seconds["two"] += steps(0, [0, 1])
+    with ThreadPoolExecutor(2) as both:
+        apart = list(both.map(lambda core: steps(core, [core]), range(2)))
+    seconds["apart"] += [second for times in apart for second in times]
 
 
 def measured(module: str, threads: int, *arguments: str) -> dict[str, Any]:
@@ -119,9 +126,10 @@ def lines_of(report: Report) -> Iterator[str]:
         yield "|---" * len(heads) + "|"
         yield from (_loop_row(found) for found in report["loops"])
     if report["ranks"]:
-        one, two, apart = (statistics.median(report["ranks"][name]) for name in ("one", "two", "apart"))
         yield "\n## Ranks of one thread, as many crops each\n"
-        yield f"1 rank {one:.3f} s a step; 2 ranks {two:.3f} s; 2 trainings of 1 rank side by side {apart:.3f} s."
+        for crops, seconds in report["ranks"].items():
+            one, two, apart = (_median(seconds, name) for name in ("one", "two", "apart"))
+            yield f"- {crops} crops: 1 rank {one:.3f} s a step; 2 ranks {two:.3f} s; 2 trainings of 1 rank side by side {apart:.3f} s."
     if report["weights"]:
         own, other = (statistics.median(report["weights"][name]) for name in ("own", "transforms"))
         side, count = WEIGHT_MAP
@@ -164,10 +172,10 @@ def _loop_costs(report: Report) -> Iterator[tuple[str, float]]:
     return ((found["case"], _median(found, "loop") / _median(found, "bare") - 1) for found in report["loops"])
 
 
-def _ranks_against(name: str, crops: int) -> Callable[[Report], Iterator[tuple[str, float]]]:
+def _ranks_against(name: str, more_crops: int) -> Callable[[Report], Iterator[tuple[str, float]]]:
     def values(report: Report) -> Iterator[tuple[str, float]]:
-        if report["ranks"]:
-            yield "default, float32", crops * _median(report["ranks"], name) / _median(report["ranks"], "two")
+        for crops, seconds in report["ranks"].items():
+            yield f"default, float32, {crops} crops a rank", more_crops * _median(seconds, name) / _median(seconds, "two")
 
     return values
 

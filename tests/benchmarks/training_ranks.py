@@ -14,22 +14,22 @@ from tests.benchmarks.rounds import ROOT, THREADS
 from tests.benchmarks.training_data import plan
 
 WARM_UP = 3  # steps that are not counted
-CROPS = 2  # of one rank and step
 
 
-def step_seconds(data_set: str, model_out: Path, cores: Sequence[int], steps: int) -> list[float]:
+def step_seconds(data_set: str, model_out: Path, cores: Sequence[int], steps: int, crops_of_rank: int) -> list[float]:
     """Train for some steps by the recipe "default", one rank a core.
 
     Args:
         data_set: its description.
         model_out: new folder.
-        cores: one for each rank of ``CROPS`` crops a step, counted among those that this process may use.
+        cores: one for each rank, counted among those that this process may use.
         steps: to do; all but the first few are counted.
+        crops_of_rank: of one rank and step.
 
     Returns:
         Seconds of each counted step; reading, start and end of the processes do not count.
     """
-    ranks, crops = len(cores), len(cores) * CROPS
+    ranks, crops = len(cores), len(cores) * crops_of_rank
     plan(data_set, model_out, "default", (f"crops.per_step={crops}", f"steps={steps}"), ranks=ranks)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "flows.rank", str(model_out)]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **dict.fromkeys(THREADS, "1")}
