@@ -69,6 +69,8 @@ class RunOptions:
     """Of instances: how many axes a step to a neighbour may change."""
     min_voxels: Whole = 1
     """Smaller instances are left out."""
+    measure: Annotated[bool, Parameter(negative="--no-measure")] = True
+    """Write a table with a row for each instance."""
     block_shape: str | None = None
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
     approximate: Flag = False
@@ -116,6 +118,7 @@ class RunOptions:
             "instances_of",
             "connectivity",
             "min_voxels",
+            "measure",
             "ngff",
             "missing",
         )

@@ -108,6 +108,7 @@ class SegmentationJob(BaseModel):
         1, title="Connectivity", description="Of instances: how many axes a step to a neighbour may change."
     )
     min_voxels: Positive = Field(1, title="Smallest instance", description="In voxels; smaller ones are left out.")
+    measure: bool = Field(True, title="Measure", description="Of instances: write a table with a row for each of them.")
     missing: Literal["error", "fill"] = Field(
         "error", title="Missing chunks", description="What absent chunks of the image mean."
     )

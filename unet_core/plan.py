@@ -28,6 +28,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 NUMERICS = 1  # raised when a release changes the bytes of a result
 MAX_LEVELS = 12
 INSTANCES_PATH = "labels/instances"
+MEASURE = 1  # raised when a release changes the columns of the table of objects
 ITEM_BYTES = {"uint8": 1, "float32": 4, "uint64": 8}
 MAX_STRIDE = 1 << 16  # as of a footprint that is stated
 SMALLEST_LEVEL = 256  # the pyramid ends when its longest axis is no longer than this
@@ -167,6 +168,7 @@ class Plan(_Record):
         by_section: whether a 2D network sees the stack (z, y, x) one section after the other; left out of the JSON if not.
         images: that the segmentation gives; those of the instances are not among them.
         instances: how they are made; None for none, and left out of the JSON then.
+        measure: version of the columns of the table of instances; None for no table, and left out of the JSON then.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -188,6 +190,7 @@ class Plan(_Record):
     levels: tuple[LevelPlan, ...] = Field(min_length=1)
     images: tuple[ImagePlan, ...]
     instances: InstancesPlan | None = None
+    measure: int | None = Field(default=None, ge=1)
     spatial_axes: str = Field(pattern="^z?y?x?$")
     scale: tuple[float, ...]
     translation: tuple[float, ...]
@@ -217,6 +220,8 @@ class Plan(_Record):
             raise _unfit("images of kind head, and no others, should name one")
         if self.instances and not any(image.kind == "labels" and image.path == self.instances.labels for image in self.images):
             raise _unfit(f"instances should be made of a label image of the plan, there is no {self.instances.labels}")
+        if self.measure and not self.instances:
+            raise _unfit("a plan that measures should have instances")
         for other in self.further_models:
             if (other.head, other.kind, other.classes) != (self.model.head, self.model.kind, self.model.classes):
                 raise _unfit(f"models {self.model.name} and {other.name} should have the same head and classes")
@@ -228,7 +233,7 @@ class Plan(_Record):
 
     def canonical(self) -> bytes:
         """The plan as stored."""
-        without = {name for name in ("tile_shape", "strip", "instances") if getattr(self, name) is None}
+        without = {name for name in ("tile_shape", "strip", "instances", "measure") if getattr(self, name) is None}
         without |= {name for name in ("further_models", "symmetries") if getattr(self, name) in ((), "none")}
         without |= {"by_section"} if not self.by_section else set()
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))
@@ -249,9 +254,9 @@ class Plan(_Record):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Segmentation first, then one stage for each coarser level, then those of the instances."""
+        """Segmentation first, then one stage for each coarser level, then those of the instances and their table."""
         levels = [(level.shape, level.factor) for level in self.levels]
-        return stages_of(levels, self.block_shape, self.instances is not None)
+        return stages_of(levels, self.block_shape, self.instances is not None, self.measure is not None)
 
     @property
     def instance_image(self) -> ImagePlan | None:

@@ -21,6 +21,7 @@ from unet_core.pass_memory import PassMemory
 from unet_core.passes import around, read_box_of
 from unet_core.places import check_size
 from unet_core.plan import (
+    MEASURE,
     FootprintPlan,
     ImagePlan,
     InputPlan,
@@ -169,6 +170,7 @@ def resolve(job: SegmentationJob) -> Planned:
         levels=pyramid(shape, opened.voxel_size),
         images=images,
         instances=instances,
+        measure=MEASURE if instances and job.measure else None,
         spatial_axes=source.axes,
         scale=opened.scale,
         translation=opened.translation,

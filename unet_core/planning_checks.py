@@ -57,6 +57,7 @@ def plan_instances(
     """
     if job.instances == "none":
         given = {"instances-of": job.instances_of, "connectivity": job.connectivity > 1, "min-voxels": job.min_voxels > 1}
+        given["no-measure"] = not job.measure
         for name in (name for name, value in given.items() if value):
             raise JobError(f"--{name} is for instances, and none are asked for; add --instances components, or leave it out.")
         return None

@@ -2,6 +2,7 @@
 
 segment ---> level-1 ---> level-2 ..                          voxels of the images, each level from the one before
         \\--> parts ---> join ---> instances ---> instances-level-1 ..      the last need all blocks, through the one unit of join
+                                       \\--> measure ---> table             sums over the objects of a block; the one table of all
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ SEGMENT_STAGE = "segment"
 PARTS_STAGE = "parts"
 JOIN_STAGE = "join"
 INSTANCES_STAGE = "instances"
+MEASURE_STAGE = "measure"
+TABLE_STAGE = "table"
 
-StageKind = Literal["segment", "level", "parts", "join", "instances", "instances-level"]
+MEASURE_RING = 2  # voxels of the neighbours that measuring sees: whether the voxel next to a border is one, too
+
+StageKind = Literal["segment", "level", "parts", "join", "instances", "instances-level", "measure", "table"]
 
 
 class Stage(BaseModel):
@@ -52,13 +57,16 @@ class Stage(BaseModel):
         return self.kind in ("instances", "instances-level")
 
 
-def stages_of(levels: Sequence[tuple[Shape, Shape]], block_shape: Shape, has_instances: bool) -> tuple[Stage, ...]:
-    """Segmentation first, then one stage for each coarser level; then instances, and their levels.
+def stages_of(
+    levels: Sequence[tuple[Shape, Shape]], block_shape: Shape, has_instances: bool, has_table: bool = False
+) -> tuple[Stage, ...]:
+    """Segmentation first, then one stage for each coarser level; then instances, their levels, and their table.
 
     Args:
         levels: shape and factor of each, the finest first.
         block_shape: of units.
         has_instances: whether instances are made.
+        has_table: whether they are measured.
     """
 
     def stage(name: str, kind: StageKind, level: int, block_shape: Shape = block_shape) -> Stage:
@@ -74,6 +82,8 @@ def stages_of(levels: Sequence[tuple[Shape, Shape]], block_shape: Shape, has_ins
             stage(INSTANCES_STAGE, "instances", 0),
             *(stage(f"{INSTANCES_STAGE}-level-{level}", "instances-level", level) for level in coarser),
         ]
+    if has_table:
+        stages += [stage(MEASURE_STAGE, "measure", 0), stage(TABLE_STAGE, "table", 0, levels[0][0])]
     return tuple(stages)
 
 
@@ -108,6 +118,8 @@ def source_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
         "parts": SEGMENT_STAGE,
         "join": PARTS_STAGE,
         "instances": JOIN_STAGE,
+        "measure": INSTANCES_STAGE,
+        "table": MEASURE_STAGE,
         "instances-level": INSTANCES_STAGE if stage.level == 1 else f"{INSTANCES_STAGE}-level-{stage.level - 1}",
     }[stage.kind]
     return next((other for other in stages if other.name == wanted), None)
@@ -121,5 +133,8 @@ def _reached(box: Box, stage: Stage) -> Box:
         case "parts":  # blocks see one voxel more at their ends
             ones = (1,) * box.ndim
             return Box(tuple(max(0, first - one) for first, one in zip(box.start, ones, strict=True)), box.stop)
+        case "measure":
+            ring = (MEASURE_RING,) * box.ndim
+            return box.grow(ring, ring).intersect(Box.from_shape(stage.shape))
         case _:
             return Box.from_shape(stage.shape)

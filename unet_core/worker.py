@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 import unet_core
-from unet_core import inputs, instances, ledger, output
+from unet_core import inputs, instances, ledger, measure, output
 from unet_core.committed import read_voxels
 from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
@@ -184,6 +184,10 @@ def compute_unit(unit: Unit) -> None:
             unit.objects = instances.joined_objects(*committed)
         case "instances":
             unit.values = [instances.instance_values(*committed, unit.index)]
+        case "measure":
+            unit.objects = measure.measured_objects(*committed, unit.index)
+        case "table":
+            unit.objects = measure.table_objects(*committed)
     unit.clock.stop(stage.kind if stage.kind != "segment" else "predict")
 
 

@@ -100,7 +100,7 @@ def test_killed_in_any_stage_and_resumed_gives_the_same_bytes(job_of: Callable[.
     whole, killed = job_of("whole"), job_of("killed")
     run(whole)
     counts = [stage.grid.block_count for stage in plan_run(whole).stages]
-    assert len(counts) == 6  # segment, level-1, parts, join, instances, instances-level-1
+    assert len(counts) == 8  # segment, level-1, parts, join, instances, instances-level-1, measure, table
     for kill in (counts[0] + counts[1] + 4, counts[2] - 3, 5, counts[5] - 1):  # each in another stage
         process = subprocess.run(
             [sys.executable, "-c", _UNTIL_KILLED, killed.model_dump_json(), str(kill)],
