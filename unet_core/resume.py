@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import combinations, product
+from operator import add, sub
 from typing import Any
 
 from unet_core import ledger, output
 from unet_core.errors import ResumeError
-from unet_core.geometry import Box
+from unet_core.geometry import BlockGrid, Box
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
@@ -122,6 +124,8 @@ def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
         for level in plan.levels[1 : stage.level + 1]:
             box = box.scale_down(level.factor)
         chosen.update(stage.grid.touching(box))
+    if stage.kind == "parts":
+        chosen |= {index for index in _before(stage.grid, chosen) if _meet(stage.grid, index, chosen.__contains__)}
     yield from sorted(chosen)
 
 
@@ -134,7 +138,33 @@ def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
         box = box.scale_up(level.factor)
     regions = (Box(start, stop).scale_down(plan.block_shape).scale_up(plan.block_shape) for start, stop in request.roi)
     whole = Box.from_shape(plan.levels[0].shape)
-    return any(not box.intersect(region).intersect(whole).is_empty for region in regions)
+    if any(not box.intersect(region).intersect(whole).is_empty for region in regions):
+        return True
+    finest = plan.stages[0]
+    return stage.kind == "parts" and _meet(stage.grid, index, lambda other: is_wanted(plan, request, finest, other))
+
+
+def _before(grid: BlockGrid, chosen: set[int]) -> set[int]:
+    """Blocks that see voxels of the chosen ones, and are not among them."""
+    steps = tuple(product((0, 1), repeat=len(grid.shape)))
+    places = {tuple(map(sub, grid.coordinates(index), step)) for index in chosen for step in steps}
+    return {grid.index(place) for place in places if min(place) >= 0} - chosen
+
+
+def _meet(grid: BlockGrid, index: int, is_chosen: Callable[[int], bool]) -> bool:
+    """Whether two chosen blocks meet at an edge or corner of a block that is not chosen, and no other block sees both.
+
+    index | one
+    ------+-----     a block sees the first voxels of those after it
+    other |
+    """
+    position = grid.coordinates(index)
+    after = []
+    for step in product((0, 1), repeat=len(position)):
+        reached = tuple(map(add, position, step))
+        if any(step) and all(place < count for place, count in zip(reached, grid.counts, strict=True)):
+            after += [step] if is_chosen(grid.index(reached)) else []
+    return any(not any(map(min, one, other)) for one, other in combinations(after, 2))
 
 
 def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:

@@ -136,6 +136,35 @@ def test_a_region_has_its_own_instances_and_growing_it_makes_all_anew(job_of: Ca
     assert digest(Path(job_of("part").output)) == digest(Path(job_of("whole").output))
 
 
+CORNERS = [
+    ((64, 64), (16, 16), ("0:1,16:17", "16:17,0:1", "33:40,48:64")),
+    ((12, 16, 16), (4, 8, 8), ("0:1,8:9,8:9", "4:5,0:1,0:1")),
+]
+
+
+@pytest.mark.parametrize(("shape", "block", "roi"), CORNERS, ids=str)
+def test_regions_that_touch_at_a_corner_share_their_instances(
+    shape: tuple[int, ...], block: tuple[int, ...], roi: tuple[str, ...], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    """Of the block between them, which sees both, nothing is wanted."""
+    job = make_job(
+        image=str(make_image(shape)),
+        output=str(tmp_path / "out"),
+        model=str(make_model(levels=2, dims=len(shape), classes=6)),
+        block_shape=block,
+        instances="components",
+        connectivity=len(shape),
+        roi=roi,
+    )
+    run(job)
+    labels = labels_of(tmp_path / "out")
+    expected = label(labels, background=0, connectivity=len(shape))
+    np.testing.assert_array_equal(instances_of(tmp_path / "out"), expected)
+    middle = tuple(slice(size - 1, size + 1) for size in block)
+    assert np.count_nonzero(expected[middle]) == 2
+    assert len(set(expected[middle].ravel())) == 2, "this image has no instance across the corner, take another seed"
+
+
 @pytest.mark.parametrize("stage", ["segment", "parts", "join", "instances"])
 def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., Any]) -> None:
     job, whole = job_of("out"), job_of("whole")

@@ -153,8 +153,9 @@ def test_a_unit_is_wanted_if_and_only_if_it_is_listed(make_model: Maker, make_im
         "output": str(tmp_path / "o"),
         "model": str(make_model()),
         "block_shape": (64, 64),
+        "instances": "components",
     }
-    for roi in ((), ("0:1,0:1",), ("130:200,500:520", "690:700,0:64")):
+    for roi in ((), ("0:1,0:1",), ("130:200,500:520", "690:700,0:64"), ("64:128,128:192", "128:192,64:128", "0:64,192:256")):
         planned = resolve(make_job(**base, roi=roi))
         for stage in planned.plan.stages:
             listed = list(wanted_units(planned.plan, planned.request, stage))
