@@ -24,11 +24,12 @@ from unet_core.plan import InstancesPlan, Plan
 from unet_core.postprocess.blockwise import (
     BlockParts,
     Joined,
-    count_parts,
     describe_parts,
     join_blocks,
     label_parts,
+    mark_of,
     own_part,
+    own_voxels,
     seen_box,
 )
 from unet_core.resume import wanted_units
@@ -63,6 +64,7 @@ def joined_objects(store: Store, plan: Plan, request: Request) -> dict[str, byte
         "blocks": np.array(wanted, dtype=np.int64),
         "offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         "ids": np.concatenate([joined.ids[index] for index in wanted]),
+        "marks": np.frombuffer(b"".join(joined.marks[index] for index in wanted), dtype=np.uint8).reshape(len(wanted), -1),
         "values": joined.values,
         "sizes": joined.sizes,
     }
@@ -77,16 +79,15 @@ def instance_values(store: Store, plan: Plan, request: Request, index: int) -> N
     """
     own = plan.stage(PARTS_STAGE).grid.block(index)
     _, parts = _labelled(store, plan, request, own)
-    inside = own_part(parts, own)
-    counted = _read_parts(store, plan, request, index).size
-    if not np.array_equal(count_parts(inside, int(parts.max(initial=0))), counted):
+    joined = read_joined(store, plan, request)
+    if joined.marks[index] != mark_of(*own_voxels(parts, own, plan.levels[0].shape)):
         raise LedgerError(
             f"The parts of block {index} are not those that were joined: another version of connected-components-3d numbers them otherwise. "
-            f"Delete {ledger.FOLDER}/ledger/{PARTS_STAGE} in {store.url} and run the same command again."
+            f"Delete {ledger.FOLDER}/ledger/{PARTS_STAGE} and {ledger.FOLDER}/ledger/{JOIN_STAGE} in {store.url} and run the same "
+            "command again."
         )
-    ids = read_joined(store, plan, request).ids[index]
-    table = np.concatenate((np.zeros(1, dtype=np.uint64), ids))
-    return np.asarray(table[inside])
+    table = np.concatenate((np.zeros(1, dtype=np.uint64), joined.ids[index]))
+    return np.asarray(table[own_part(parts, own)])
 
 
 def read_joined(store: Store, plan: Plan, request: Request) -> Joined:
@@ -108,8 +109,11 @@ def read_joined(store: Store, plan: Plan, request: Request) -> Joined:
 def _unpacked_joined(data: bytes) -> Joined:
     arrays = _unpacked(data)
     offsets = arrays["offsets"]
-    spans = zip(arrays["blocks"].tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    return Joined({index: arrays["ids"][first:last] for index, first, last in spans}, arrays["values"], arrays["sizes"])
+    blocks = arrays["blocks"].tolist()
+    spans = zip(blocks, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ids = {index: arrays["ids"][first:last] for index, first, last in spans}
+    marks = {index: mark.tobytes() for index, mark in zip(blocks, arrays["marks"], strict=True)}
+    return Joined(ids, marks, arrays["values"], arrays["sizes"])
 
 
 def _labelled(store: Store, plan: Plan, request: Request, own: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:

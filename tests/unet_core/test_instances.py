@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import zarr
 from skimage.measure import label
 
 from tests.unet_core.test_segment import digest, labels_of
-from unet_core import ledger
+from unet_core import instances, ledger
 from unet_core.errors import JobError, LedgerError
 from unet_core.instances import read_joined
 from unet_core.job import make_job
@@ -82,7 +83,7 @@ def test_small_ones_are_left_out_and_the_pyramid_takes_ids_as_they_are(job_of: C
 
 _UNTIL_KILLED = """
 import os, signal, sys
-from unet_core import ledger
+from unet_core import instances, ledger
 from unet_core.job import SegmentationJob
 from unet_core.segment import run
 left = int(sys.argv[2])
@@ -184,6 +185,35 @@ def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., A
         assert index not in ledger.read_records(store, unit, plan.id)
     run(job)
     assert digest(Path(job.output)) == digest(Path(whole.output))
+
+
+def test_parts_that_are_numbered_otherwise_are_not_taken_for_those_that_were_joined(
+    job_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another version of what numbers them, between two runs; what the message says to do mends it."""
+    job, whole = job_of("out"), job_of("whole")
+    run(whole)
+    run(job)
+    own = Path(job.output) / ".unet" / "ledger"
+    for index in range(3, 15):
+        (own / "instances" / f"{index:08d}.json").unlink()
+    true = instances.label_parts
+
+    def backwards(labels: Any, connectivity: int) -> Any:
+        parts = true(labels, connectivity)
+        return np.where(parts > 0, parts.max() + np.uint32(1) - parts, 0)
+
+    monkeypatch.setattr(instances, "label_parts", backwards)
+    said = "Delete .unet/ledger/parts and .unet/ledger/join in "
+    summary = run(job)
+    assert (summary.status, len(summary.failures)) == ("partial", 12)
+    assert said in summary.failures[0]
+    shutil.rmtree(own / "parts")
+    assert said in run(job).failures[0]
+    shutil.rmtree(own / "parts")
+    shutil.rmtree(own / "join")
+    assert run(job).status == "complete"
+    np.testing.assert_array_equal(instances_of(Path(job.output)), instances_of(Path(whole.output)))
 
 
 def test_what_is_made_from_a_unit() -> None:

@@ -10,6 +10,7 @@ those across edges and corners too, and blocks are joined by the voxels that bot
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -56,11 +57,13 @@ class Joined:
 
     Args:
         ids: for every block, by its number, the id of each of its parts; 0 for those that are too small.
+        marks: for every block, by its number, that of its parts.
         values: label of instance 1, 2, ..
         sizes: their voxels.
     """
 
     ids: Mapping[int, NDArray[np.uint64]]
+    marks: Mapping[int, bytes]
     values: NDArray[np.uint8]
     sizes: NDArray[np.int64]
 
@@ -88,9 +91,20 @@ def own_part(seen: NDArray[np.uint32], own: Box) -> NDArray[np.uint32]:
     return seen[Box.from_shape(own.shape).slices()]
 
 
-def count_parts(own: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
-    """Voxels of part 1, 2, .. ``count``."""
-    return np.bincount(own.ravel(), minlength=count + 1)[1:].astype(np.int64)
+def own_voxels(parts: NDArray[np.uint32], own: Box, shape: Shape) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """``first`` and ``size`` of the parts of what a block sees."""
+    count = int(parts.max(initial=0))
+    flat = own_part(parts, own).ravel()
+    first = np.full(count + 1, _NOWHERE, dtype=np.uint64)
+    # Only where a run begins can a part be met first; going backwards, the assignment that stays is the first of the scan.
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))[::-1]
+    first[flat[starts]] = _positions(starts, own, shape)
+    return first[1:], np.bincount(flat, minlength=count + 1)[1:].astype(np.int64)
+
+
+def mark_of(first: NDArray[np.uint64], size: NDArray[np.int64]) -> bytes:
+    """Which parts these are, and how they are numbered: 32 bytes, the same for the same."""
+    return hashlib.sha256(first.astype("<u8").tobytes() + size.astype("<i8").tobytes()).digest()
 
 
 def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Box, shape: Shape) -> BlockParts:
@@ -102,19 +116,12 @@ def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Bo
         own: the block.
         shape: of the volume.
     """
-    count = int(parts.max(initial=0))
-    inside = own_part(parts, own)
-    flat = inside.ravel()
-    first = np.full(count + 1, _NOWHERE, dtype=np.uint64)
-    value = np.zeros(count + 1, dtype=np.uint8)
-    if flat.size:
-        # Only where a run begins can a part be met first; going backwards, the assignment that stays is the first of the scan.
-        starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))[::-1]
-        first[flat[starts]] = _positions(starts, own, shape)
+    first, size = own_voxels(parts, own, shape)
+    value = np.zeros(len(size) + 1, dtype=np.uint8)
     value[parts] = labels
     return BlockParts(
-        first=first[1:],
-        size=count_parts(inside, count),
+        first=first,
+        size=size,
         value=value[1:],
         before=_shared(parts, own, shape, after=False),
         after=_shared(parts, own, shape, after=True),
@@ -194,6 +201,7 @@ def join_blocks(blocks: Sequence[tuple[int, BlockParts]], min_voxels: int = 0) -
     each = ids[instance]
     return Joined(
         ids={number: each[begin : begin + size_] for (number, _), begin, size_ in zip(blocks, offsets, counts, strict=False)},
+        marks={number: mark_of(parts.first, parts.size) for number, parts in blocks},
         values=value[kept],
         sizes=size[kept],
     )
