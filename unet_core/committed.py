@@ -31,14 +31,17 @@ def read_voxels(
 
 
 def read_objects(store: Store, plan: Plan, request: Request, stage: Stage, index: int) -> dict[str, bytes]:
-    """Objects of a unit by their key; none if it is not wanted.
+    """Objects of a unit by their key; none if it is not wanted. All but the segmentation's are those of this very request.
 
     Raises:
         LedgerError: likewise.
     """
-    objects = ledger.read_unit(store, plan, stage.name, index)
-    if objects is None and is_wanted(plan, request, stage, index):
+    if not is_wanted(plan, request, stage, index):
+        return {}
+    # A worker that was sent for an earlier request may end late, and leave a unit that saw less.
+    objects = ledger.read_unit(store, plan, stage.name, index, None if stage.kind == "segment" else request.id)
+    if objects is None:
         raise LedgerError(
             f"{stage.name} block {index} has no record any more; run the same command again, it computes this again"
         )
-    return objects or {}
+    return objects

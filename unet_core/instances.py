@@ -96,7 +96,7 @@ def read_joined(store: Store, plan: Plan, request: Request) -> Joined:
     Raises:
         LedgerError: if they are not there.
     """
-    record = ledger.read_record(store, plan, JOIN_STAGE, 0)
+    record = ledger.read_record(store, plan, JOIN_STAGE, 0, request.id)
     key = (store.url, record.objects[0].sha256 if record else None)
     with _OPENING:
         if key not in _opened:

@@ -180,22 +180,22 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
         return {record.index: record for record in readers.map(read, keys) if record is not None}
 
 
-def read_record(store: Store, plan: Plan, stage: str, index: int) -> Record | None:
-    """The record of one unit; None if there is none that can be read and is of this plan."""
+def read_record(store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None) -> Record | None:
+    """The record of one unit; None if there is none that can be read and counts, as in ``read_records``."""
     try:
         record = Record.model_validate_json(store.get(record_key(stage, index)))
     except (pydantic.ValidationError, OSError):
         return None
-    return record if record.plan == plan.id else None
+    return record if record.plan == plan.id and request_id in (None, record.request) else None
 
 
-def read_unit(store: Store, plan: Plan, stage: str, index: int) -> dict[str, bytes] | None:
-    """Stored objects of a committed unit by their key, each checked against its record; None if the unit has no record.
+def read_unit(store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None) -> dict[str, bytes] | None:
+    """Stored objects of a committed unit by their key, each checked against its record; None if no record of the unit counts.
 
     Raises:
         LedgerError: if one is not what was written.
     """
-    record = read_record(store, plan, stage, index)
+    record = read_record(store, plan, stage, index, request_id)
     if record is None:
         return None
     objects: dict[str, bytes] = {}

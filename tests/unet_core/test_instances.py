@@ -166,6 +166,28 @@ def test_regions_that_touch_at_a_corner_share_their_instances(
     assert len(set(expected[middle].ravel())) == 2, "this image has no instance across the corner, take another seed"
 
 
+def test_a_unit_of_an_earlier_request_that_ends_late_is_not_joined(job_of: Callable[..., Any]) -> None:
+    """Block 0 of a region sees nothing of the next block; its worker may outlive the run that sent it."""
+    run(job_of("out", roi=("0:20,0:60",)))
+    late = [
+        Path(job_of("out").output) / ".unet" / name for name in ("instances/parts/00000000.npz", "ledger/parts/00000000.json")
+    ]
+    left = [path.read_bytes() for path in late]
+    planned = resolve(job_of("out"))
+    output, request = job_of("out").output, prepare(planned, job_of("out").output)
+    stages = {stage.name: range(stage.grid.block_count) for stage in planned.plan.stages}
+    for name in ("segment", "level-1", "parts"):
+        assert all(isinstance(one, ledger.Record) for one in run_units(output, request.key, name, stages[name]))
+    for path, data in zip(late, left, strict=True):
+        assert path.read_bytes() != data
+        path.write_bytes(data)
+    (outcome,) = run_units(output, request.key, "join", [0])
+    assert "parts block 0 has no record any more; run the same command again" in str(outcome)
+    assert run(job_of("out")).status == "complete"
+    run(job_of("whole"))
+    assert digest(Path(output)) == digest(Path(job_of("whole").output))
+
+
 @pytest.mark.parametrize("stage", ["segment", "parts", "join", "instances"])
 def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., Any]) -> None:
     job, whole = job_of("out"), job_of("whole")
