@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 from unet_core import shards
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.model_heads import Head
-from unet_core.plan import HeadPlan, ImagePlan, LabelName, Plan
+from unet_core.plan import INSTANCES_PATH, HeadPlan, ImagePlan, LabelName, Plan
 from unet_core.store import Store
 
 
 def images_of(
-    kind: str, classes: tuple[LabelName, ...], probabilities: str, others: tuple[Head, ...] = (), by_section: bool = False
+    kind: str,
+    classes: tuple[LabelName, ...],
+    probabilities: str,
+    others: tuple[Head, ...] = (),
+    by_section: bool = False,
+    has_instances: bool = False,
 ) -> tuple[ImagePlan, ...]:
     """The images that an output holds.
 
@@ -31,6 +36,7 @@ def images_of(
         probabilities: "none", "uint8" or "float32".
         others: the model's other heads, kept where probabilities are; distances, which may be negative, always as float32.
         by_section: whether a 2D model makes a stack: its affinities then are with voxels of the same section.
+        has_instances: whether ids of objects get a folder beside the labels, which no region may have then.
     """
     heads: tuple[ImagePlan, ...] = ()
     lead = (0,) * by_section
@@ -57,19 +63,26 @@ def images_of(
         root = ImagePlan(path="", kind="map", channels=None if kind == "classes" else len(classes), dtype="uint8")
     if kind == "classes":
         return root, ImagePlan(path="labels/classes", kind="labels", channels=None, dtype="uint8"), *heads
+    taken = [INSTANCES_PATH.removeprefix("labels/")] if has_instances else []
+    folders = _folder_names([(entry.name, entry.value) for entry in classes], taken)
     regions = (
         ImagePlan(path=f"labels/{folder}", kind="labels", channels=None, dtype="uint8", label_value=entry.value)
-        for folder, entry in zip(_folder_names([(entry.name, entry.value) for entry in classes]), classes, strict=True)
+        for folder, entry in zip(folders, classes, strict=True)
     )
     return root, *regions, *heads
 
 
-def _folder_names(named: list[tuple[str, int]]) -> list[str]:
-    """A folder for each class or head, named like it in letters that every system has; its number (the label value) tells equal ones apart."""
+def _folder_names(named: list[tuple[str, int]], taken: list[str] | None = None) -> list[str]:
+    """A folder for each class or head, named like it in letters that every system has; its number (the label value) tells equal ones apart.
+
+    Args:
+        named: name and number of each.
+        taken: names that none may have.
+    """
     names: list[str] = []
     for own, number in named:
         name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in own)
-        while name.lower() in (earlier.lower() for earlier in names):  # some disks do not tell A from a
+        while name.lower() in (earlier.lower() for earlier in [*names, *(taken or [])]):  # some disks do not tell A from a
             name = f"{name}-{number}"
         names.append(name)
     return names

@@ -216,10 +216,16 @@ class Plan(_Record):
                 raise _unfit("a plan by section should have the axes zyx, and nothing around a section along z")
         if not any(image.kind == "labels" for image in self.images):
             raise _unfit("images should hold labels")
+        if len({image.path for image in self.all_images}) < len(self.all_images):
+            raise _unfit("images should have a path of their own each")
         if any((image.kind == "head") != (image.head is not None) for image in self.images):
             raise _unfit("images of kind head, and no others, should name one")
         if self.instances and not any(image.kind == "labels" and image.path == self.instances.labels for image in self.images):
             raise _unfit(f"instances should be made of a label image of the plan, there is no {self.instances.labels}")
+        if self.instances and self.instances.connectivity > dims:
+            raise _unfit(
+                f"connectivity {self.instances.connectivity} should be at most the number of axes of '{self.spatial_axes}'"
+            )
         if self.measure and not self.instances:
             raise _unfit("a plan that measures should have instances")
         for other in self.further_models:

@@ -108,7 +108,7 @@ def resolve(job: SegmentationJob) -> Planned:
     shape = source.spatial_shape
     lead = len(shape) - ensemble.dims  # 1 in a stack that is seen section by section: nothing lies around a section along z
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
-    images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead))
+    images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead), job.instances != "none")
     instances = plan_instances(job, images, classes, len(shape))
     tile_shape: Shape | None = None
     strip: int | None = None

@@ -17,12 +17,14 @@ import pytest
 import zarr
 from skimage.measure import label
 
+from tests.conftest import describe, random_network
 from tests.unet_core.test_segment import digest, labels_of
 from unet_core import instances, ledger
 from unet_core.errors import JobError, LedgerError
 from unet_core.instances import read_joined
 from unet_core.job import make_job
 from unet_core.memory import instance_bytes
+from unet_core.model_package import save_model
 from unet_core.pipeline import run_units
 from unet_core.planning import resolve
 from unet_core.segment import open_result, plan_run, prepare, read_status, run
@@ -260,6 +262,19 @@ def test_regions_need_a_name(job_of: Callable[..., Any], make_model: Maker) -> N
     expected = label(np.asarray(open_result(job.output).to_dask("labels/class_1")), connectivity=1)
     np.testing.assert_array_equal(instances_of(Path(job.output)), expected)
     assert summary.instances == {"class 1": expected.max()}
+
+
+def test_a_region_may_be_called_instances(job_of: Callable[..., Any], tmp_path: Path) -> None:
+    settings = {"in_channels": 1, "classes": 2, "base": 4, "levels": 2}
+    description = describe("regions", **settings)
+    first, second = description.classes
+    named = description.model_copy(update={"classes": (first.model_copy(update={"name": "instances", "value": 255}), second)})
+    save_model(tmp_path / "named", random_network(**settings), named)
+    job = job_of("out", model=str(tmp_path / "named"), instances_of="instances")
+    assert run(job).status == "complete"
+    labels = np.asarray(open_result(job.output).to_dask("labels/instances-255"))
+    assert set(np.unique(labels)) == {0, 255}
+    np.testing.assert_array_equal(instances_of(Path(job.output)), label(labels, connectivity=1))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def test_regions_whose_names_look_alike_have_folders_of_their_own() -> None:
     assert folders == ["a_b", "a_b-2", "A-B", "a-b-4", "_", "_-6", "a_b-2-7"]
 
 
+def test_a_region_leaves_the_folder_of_the_ids_of_objects_to_them() -> None:
+    classes = tuple(LabelName(value=value, name=name, color="#ff0000") for value, name in ((7, "Instances"), (255, "instances")))
+    for has_instances, folders in ((False, ["Instances", "instances-255"]), (True, ["Instances-7", "instances-255"])):
+        images = images_of("regions", classes, "none", has_instances=has_instances)[1:]
+        assert [image.path.removeprefix("labels/") for image in images] == folders
+
+
 def test_shards_hold_whole_blocks_with_checksums(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     run(
         make_job(image=str(make_image((300, 270))), output=str(tmp_path / "out"), model=str(make_model()), block_shape=(128, 128))

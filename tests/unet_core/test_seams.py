@@ -198,6 +198,13 @@ DAMAGED: list[tuple[str, Any, str]] = [
     ("images.1.path", "/secret", "images.1.path: "),
     ("images.1.path", "labels/../../secret", "images.1.path: "),
     ("images.1.dtype", "object", "images.1.dtype: "),
+    ("images.1.path", "", "images should have a path of their own each"),
+    ("instances", {"labels": "../secret", "connectivity": 1, "min_voxels": 1}, "there is no ../secret"),
+    (
+        "instances",
+        {"labels": "labels/classes", "connectivity": 3, "min_voxels": 1},
+        "connectivity 3 should be at most the number",
+    ),
     ("spatial_axes", "y", "should have one number for each of the axes 'y'"),
 ]
 
