@@ -198,9 +198,9 @@ def finish(
 def _instances(store: Store, plan: Plan, request: Request) -> dict[str, int]:
     """How many there are of each class."""
     values = read_joined(store, plan, request).values
-    counts = {entry.name: int(np.count_nonzero(values == entry.value)) for entry in plan.model.classes if entry.value}
     region = next(image.label_value for image in plan.images if plan.instances and image.path == plan.instances.labels)
-    return {name: count for name, count in counts.items() if region is None or count}
+    numbered = [entry for entry in plan.model.classes if entry.value and region in (None, entry.value)]
+    return {entry.name: int(np.count_nonzero(values == entry.value)) for entry in numbered}
 
 
 def _amplification(plan: Plan, segmented: list[Record]) -> float | None:

@@ -251,7 +251,7 @@ def test_what_is_made_from_a_unit() -> None:
     assert list(islice(made_from(stages, "instances", 15), 3)) == [("instances", 15), ("instances-level-1", 3)]
 
 
-def test_regions_need_a_name(job_of: Callable[..., Any], make_model: Maker) -> None:
+def test_regions_need_a_name(job_of: Callable[..., Any], make_model: Maker, tmp_path: Path) -> None:
     model = str(make_model("regions", classes=2))
     with pytest.raises(JobError, match="class 0, class 1, which may overlap; say whose"):
         plan_run(job_of("out", model=model))
@@ -262,6 +262,9 @@ def test_regions_need_a_name(job_of: Callable[..., Any], make_model: Maker) -> N
     expected = label(np.asarray(open_result(job.output).to_dask("labels/class_1")), connectivity=1)
     np.testing.assert_array_equal(instances_of(Path(job.output)), expected)
     assert summary.instances == {"class 1": expected.max()}
+    none = run(job_of("none", model=model, instances_of="class 1", min_voxels=10**12))
+    assert none.instances == {"class 1": 0}
+    assert not instances_of(tmp_path / "none").any()
 
 
 def test_a_region_may_be_called_instances(job_of: Callable[..., Any], tmp_path: Path) -> None:
