@@ -92,6 +92,11 @@ class NoNormalisation(_Record):
     kind: Literal["none"] = "none"
 
 
+StatedNormalisation = Annotated[
+    FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNormalisation, Field(discriminator="kind")
+]
+
+
 class WeightsFile(_Record):
     """Identity of the stored tensors, or of the TorchScript."""
 
@@ -120,7 +125,7 @@ class ModelDescription(_Record):
     classes: tuple[LabelClass, ...]
     input_channels: tuple[str, ...] = Field(min_length=1)
     voxel_size_um: tuple[Length, ...] | Literal["unknown"] = "unknown"
-    normalisation: FixedNormalisation | ImageNormalisation | MomentsNormalisation | NoNormalisation = Field(discriminator="kind")
+    normalisation: StatedNormalisation
     provenance: dict[str, Any] = {}
 
     @property

@@ -21,6 +21,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from unet_core.errors import InputError
 from unet_core.job import Length
+from unet_core.model_description import StatedNormalisation
+from unet_core.normalisation import Normalisation
+from unet_core.training.dataset_checks import check_dataset
 from unet_core.validation import first_problem
 
 Purpose = Literal["train", "validation", "test"]
@@ -42,6 +45,11 @@ VoxelSize = Annotated[tuple[Length, ...], Field(min_length=2, max_length=3)]
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_unset(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``normalisation`` came later and is written only where it is stated, so that the ids of earlier trainings stay."""
+        return {name: value for name, value in dump(self).items() if name != "normalisation" or value is not None}
 
 
 class Boxes(_Record):
@@ -71,6 +79,8 @@ class Pair(_Record):
         boxes: regions for each purpose; what lies in none is not used.
         group: near-duplicates have the same one, and stay on one side of the split.
         part: purpose fixed by hand.
+        normalisation: offset and scale of each channel, where the image is a crop and its own intensities say little: those of the
+            whole image. For models that normalise by the image.
     """
 
     image: str = Field(min_length=1)
@@ -85,6 +95,7 @@ class Pair(_Record):
     boxes: Boxes | None = None
     group: str | None = Field(default=None, min_length=1)
     part: Purpose | None = None
+    normalisation: Normalisation | None = None
 
     @property
     def is_drawn(self) -> bool:
@@ -144,6 +155,8 @@ class Dataset(_Record):
         pairs: images with their labels.
         groups: find near-duplicates among the images that have no group.
         split: of the pairs whose purpose is not fixed.
+        normalisation: that the model states, as in ``model.json``; by the recipe and the images unless told. Corrections of a model keep its
+            own, which its weights are made for.
     """
 
     schema_number: Literal[1] = Field(alias="schema")
@@ -159,6 +172,7 @@ class Dataset(_Record):
     pairs: tuple[Pair, ...] = Field(min_length=1)
     groups: Literal["near-duplicates"] | None = None
     split: Split = Split()
+    normalisation: StatedNormalisation | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -184,10 +198,7 @@ def make_dataset(fields: Mapping[str, Any], where: str = "data set") -> Dataset:
         raise InputError(f"{where}: {_explain(error)}") from None
     if dataset.labels == "instances" and not dataset.classes:
         dataset = dataset.model_copy(update={"classes": (DatasetClass(name="background"), DatasetClass(name="object"))})
-    _check_classes(dataset, where)
-    _check_values(dataset, where)
-    _check_unlabelled(dataset, where)
-    _check_split(dataset, where)
+    check_dataset(dataset, where)
     coloured = tuple(
         entry if entry.color else entry.model_copy(update={"color": PALETTE[number % len(PALETTE)]})
         for number, entry in enumerate(dataset.classes)
@@ -211,79 +222,3 @@ def _explain(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key '{place[-1]}' is missing" + (f" in {'.'.join(map(str, place[:-1]))}." if place[:-1] else ".")
     return f"{first_problem(error)}."
-
-
-def _check_classes(dataset: Dataset, where: str) -> None:
-    names = dataset.class_names
-    if len(names) < 2:
-        raise InputError(f"{where}: classes has {len(names)} entries; name at least two, the first is the background.")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{where}: two classes are named '{twice}'; give each its own name.")
-    if dataset.labels == "instances" and any(entry.values for entry in dataset.classes):
-        raise InputError(
-            f"{where}: classes have values, but labels are instances, where every id above 0 is one object; "
-            "leave the values away, or write labels: classes."
-        )
-    images = [pair for pair in dataset.pairs if not pair.is_drawn]
-    if dataset.labels == "instances" and images and len(names) != 2:
-        raise InputError(
-            f"{where}: {len(names)} classes ({', '.join(names)}) for instance ids as in {images[0].labels}; such labels tell "
-            "background and one class of objects. Name two, or give labels of classes."
-        )
-
-
-def _check_values(dataset: Dataset, where: str) -> None:
-    meaning: dict[int | str, str] = {}
-    stated: list[tuple[str, int | str]] = [("ignore", entry) for entry in dataset.ignore]
-    stated += [(f"class '{entry.name}'", value) for entry in dataset.classes for value in entry.values]
-    stated += [(f"class '{entry.name}'", name) for entry in dataset.classes for name in entry.annotations]
-    stated += [("regions", name) for name in dataset.regions]
-    for owner, value in stated:
-        if value in meaning:
-            raise InputError(f"{where}: {value!r} is stated for {meaning[value]} and for {owner}; a label has one meaning.")
-        meaning[value] = owner
-    if dataset.labels == "instances" or all(pair.is_drawn for pair in dataset.pairs):
-        return
-    for number, entry in enumerate(dataset.classes):
-        if not entry.values and not (number == 0 and dataset.unlabelled == "background"):
-            raise InputError(f"{where}: class '{entry.name}' has no values; say which values of the label images it has.")
-
-
-def _check_unlabelled(dataset: Dataset, where: str) -> None:
-    """Sparse labels must say what is not labelled; dense ones have nothing to say."""
-    drawn = next((pair for pair in dataset.pairs if pair.is_drawn), None)
-    image = next((pair for pair in dataset.pairs if not pair.is_drawn), None)
-    mapped = 0 in dataset.ignore or any(0 in entry.values for entry in dataset.classes)
-    if dataset.unlabelled is None:
-        if drawn is not None:
-            raise InputError(
-                f"{where}: {drawn.labels} are outlines, and what a voxel outside all of them is has to be said: "
-                f"write unlabelled: background (it is '{dataset.classes[0].name}') or unlabelled: ignore (nobody knows)."
-            )
-        if dataset.labels == "classes" and not mapped:
-            raise InputError(
-                f"{where}: no class has the value 0; write unlabelled: ignore (nobody looked there), or unlabelled: background "
-                f"(it is '{dataset.classes[0].name}'), or add 0 to the values of a class."
-            )
-    elif drawn is None and image is not None and mapped:
-        raise InputError(
-            f"{where}: unlabelled is '{dataset.unlabelled}', but the value 0 has a meaning already; leave one of them away."
-        )
-
-
-def _check_split(dataset: Dataset, where: str) -> None:
-    split = dataset.split
-    if split.folds is None and split.validation_fraction + split.test >= 1:
-        raise InputError(
-            f"{where}: split takes {split.validation_fraction:g} + {split.test:g} of the pairs away; leave some to train on."
-        )
-    if split.folds is not None and split.validation is not None:
-        raise InputError(
-            f"{where}: split has folds: {split.folds} and validation: {split.validation:g}; a fold is the validation part."
-        )
-    for number, pair in enumerate(dataset.pairs):
-        if pair.part and pair.boxes:
-            raise InputError(f"{where}: pairs.{number} ({pair.image}) has part: {pair.part} and boxes; give one of them.")
-        if pair.boxes is not None and not any((pair.boxes.train, pair.boxes.validation, pair.boxes.test)):
-            raise InputError(f"{where}: pairs.{number} ({pair.image}) has boxes for nothing; give train, validation or test.")

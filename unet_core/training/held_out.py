@@ -15,7 +15,7 @@ from unet_core.evaluation import Meaning, MeaningOptions, Pair, pair_of_arrays
 from unet_core.geometry import BlockGrid, Box
 from unet_core.model_heads import Head
 from unet_core.model_package import ModelPackage, load_model
-from unet_core.normalisation import Normalisation, from_percentiles
+from unet_core.normalisation import Normalisation
 from unet_core.postprocess import LEARNT_DEPTH, watershed_on_learnt_distance
 from unet_core.predict import Predictor, load_predictor
 from unet_core.readout import activated
@@ -24,7 +24,7 @@ from unet_core.training.dataset import load_dataset, open_parts
 from unet_core.training.dataset_description import Purpose
 from unet_core.training.options import IGNORE
 from unet_core.training.parts import Part
-from unet_core.training.statistics import take_statistics
+from unet_core.training.stated_normalisation import normalisations
 
 _BLOCK = {2: 1024, 3: 96}  # voxels along each axis that are predicted at once
 _IGNORED_ID = (1 << 31) - 1
@@ -77,12 +77,14 @@ def held_out_pairs(
     chosen = foreground or (names[1] if len(names) == 2 else None)
     distance = _distance_head(package, chosen) if options.instances == "learnt-distance" else None
     predictor = load_predictor(package, device, "float32", threads)
-    for part in open_parts(described, package.dims, purpose, fold):
+    parts = open_parts(described, package.dims, purpose, fold)
+    for part in parts:
         if part.channels != len(package.description.input_channels):
             raise InputError(
                 f"Model {model} takes {len(package.description.input_channels)} channels, {part.name} has {part.channels}."
             )
-        values = predict_part(package, predictor, part, symmetries)
+    for part, normalisation in zip(parts, normalisations(parts, package.description.normalisation), strict=True):
+        values = predict_part(package, predictor, part, symmetries, normalisation)
         probabilities = values[list(head.channels)][[ours.index(name) for name in names]]
         if chosen is None:
             yield _classes_pair(part, probabilities, options)
@@ -101,7 +103,11 @@ def held_out_pairs(
 
 
 def predict_part(
-    package: ModelPackage, predictor: Predictor, part: Part, symmetries: SymmetrySet = "none"
+    package: ModelPackage,
+    predictor: Predictor,
+    part: Part,
+    symmetries: SymmetrySet = "none",
+    normalisation: Normalisation | None = None,
 ) -> NDArray[np.float32]:
     """What each channel says of a part: probabilities of classes, regions and affinities, and distances as they are.
 
@@ -110,11 +116,14 @@ def predict_part(
         predictor: its network, ready to run.
         part: to predict; the image is mirrored where it ends.
         symmetries: that each block is averaged over.
+        normalisation: of its intensities; as the model says unless told.
 
     Returns:
         (channels of the network, *part.box.shape).
     """
-    predictor = replace(predictor, normalisation=_normalisation(package, part))
+    if normalisation is None:
+        normalisation = normalisations([part], package.description.normalisation)[0]
+    predictor = replace(predictor, normalisation=normalisation)
     result: NDArray[np.float32] | None = None
     geometry = package.footprint
     for block in BlockGrid(part.box.shape, (_BLOCK[part.box.ndim],) * part.box.ndim).blocks():
@@ -134,20 +143,6 @@ def predict_part(
             result[(slice(None), *block.slices())] += mean
     assert result is not None
     return result
-
-
-def _normalisation(package: ModelPackage, part: Part) -> Normalisation:
-    stated = package.description.normalisation
-    if stated.kind == "fixed":
-        return Normalisation(offset=stated.offset, scale=stated.scale)
-    if stated.kind == "none":
-        return Normalisation(offset=(0.0,) * part.channels, scale=(1.0,) * part.channels)
-    if stated.kind == "image" and not stated.joint:
-        low, high = np.asarray(take_statistics([part], (stated.low, stated.high)).percentiles)
-        return from_percentiles(low, high, stated.eps)
-    raise InputError(
-        f"Model {package.url} normalises by {stated.kind}, which is not scored on a data set; segment the images and score the results."
-    )
 
 
 def _activated(logits: Tensor, package: ModelPackage) -> Tensor:

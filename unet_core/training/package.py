@@ -84,6 +84,8 @@ def write_model(model_out: str, plan: TrainingPlan, state: dict[str, Tensor], re
     options = plan.options.model_dump(mode="json")
     if plan.parent:  # its network was trained on, whatever the recipe says
         options["network"] = plan.description.network.model_dump(mode="json")
+    if plan.dataset.normalisation:
+        options["normalisation"] = plan.dataset.normalisation.kind
     provenance = {
         "training_plan": plan.id,
         "data": plan.description.provenance.get("data", {}),

@@ -8,21 +8,17 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
 import pydantic
 
 from unet_core.errors import JobError, ResumeError
 from unet_core.footprint import footprint
 from unet_core.model_description import (
-    FixedNormalisation,
-    ImageNormalisation,
     ModelDescription,
     NetworkSpec,
-    NoNormalisation,
+    StatedNormalisation,
     check_description,
 )
 from unet_core.model_package import build_without_memory
-from unet_core.normalisation import Normalisation, from_percentiles
 from unet_core.places import check_location, check_writable
 from unet_core.store import OWN_FOLDER, is_remote, local_path
 from unet_core.training import package
@@ -49,7 +45,8 @@ from unet_core.training.plan import (
 )
 from unet_core.training.setup import CENSUS, VALIDATION_CENSUS, store_borders
 from unet_core.training.splits import purposes
-from unet_core.training.statistics import PERCENTILES, Statistics, take_statistics
+from unet_core.training.stated_normalisation import normalisations, stated_normalisation
+from unet_core.training.statistics import Statistics, take_statistics
 from unet_core.training.validation import score_names
 from unet_core.validation import first_problem
 
@@ -170,8 +167,8 @@ def _resolve(
             dataset=dataset,
             fold=fold,
             description=description,
-            training=_with_quantiles(training, _facts(training, options, found), options),
-            validation=_facts(validation, options, found),
+            training=_with_quantiles(training, _facts(training, description.normalisation), options),
+            validation=_facts(validation, description.normalisation),
             fingerprints=_fingerprints((*training, *validation)),
             span=_span(found, training[0].dtype.name),
             class_weights=tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(dataset.classes),
@@ -199,7 +196,7 @@ def _describe(
             classes=package.describe_classes(options.heads, dataset.classes),
             input_channels=_CHANNEL_NAMES.get(channels) or tuple(f"channel {number}" for number in range(channels)),
             voxel_size_um=training[0].voxel_size or "unknown",
-            normalisation=_stated(options, found, training[0]),
+            normalisation=stated_normalisation(dataset, options, found, training[0]),
             provenance={
                 "data": {"name": dataset.name, "source": dataset.source, "training": len(training), "validation": validation}
             },
@@ -268,27 +265,8 @@ def _crop_shapes(network: Any, options: TrainingOptions, parts: tuple[Part, ...]
     return input_shape, geometry.output_shape(input_shape)
 
 
-def _stated(options: TrainingOptions, found: Statistics, part: Part) -> Any:
-    match options.normalisation:
-        case "fixed":
-            scale = tuple(value or 1.0 for value in found.deviation)
-            return FixedNormalisation(offset=found.mean, scale=scale, dtype=part.dtype.name)
-        case "image":
-            return ImageNormalisation(low=PERCENTILES[0], high=PERCENTILES[1])
-        case "none":
-            return NoNormalisation()
-
-
-def _facts(parts: tuple[Part, ...], options: TrainingOptions, found: Statistics) -> tuple[PartFacts, ...]:
-    if options.normalisation == "image":
-        sources = {part.source.pair: part for part in parts}
-        # Of the whole image, whatever part of it is used: that is what a segmentation takes.
-        own = {pair: take_statistics([part.whole_image()]).percentiles for pair, part in sources.items()}
-        each = [from_percentiles(*np.asarray(own[part.source.pair])) for part in parts]
-    elif options.normalisation == "fixed":
-        each = [Normalisation(offset=found.mean, scale=tuple(value or 1.0 for value in found.deviation))] * len(parts)
-    else:
-        each = [Normalisation(offset=(0.0,) * part.channels, scale=(1.0,) * part.channels) for part in parts]
+def _facts(parts: tuple[Part, ...], stated: StatedNormalisation) -> tuple[PartFacts, ...]:
+    each = normalisations(parts, stated)
     return tuple(PartFacts(name=part.name, normalisation=normalisation) for part, normalisation in zip(parts, each, strict=True))
 
 
