@@ -23,6 +23,7 @@ from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json, visible
+from flows.sample_commands import sample
 from flows.train_commands import train
 from unet_core import __version__
 
@@ -40,6 +41,7 @@ model_app.command(import_torchscript)
 model_app.command(export)
 app.command(model_app)
 app.command(evaluate)
+app.command(sample)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 from importlib import import_module
-from pathlib import Path
 from typing import Literal
 
 from unet_core.errors import VolumeError
+from unet_core.nearest import near_path
 from unet_core.store import check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
 from unet_core.volumes.zarr_nodes import DOCUMENTS
@@ -80,7 +78,7 @@ def _format_of(url: str) -> str:
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):
-            raise VolumeError(f"input not found: {url}{_near_match(path)}; check the path.") from None
+            raise VolumeError(f"input not found: {url}{near_path(path)}; check the path.") from None
         if path.is_dir():
             return _folder_format(url, open_store(url).child_names())
         with path.open("rb") as file:
@@ -103,13 +101,3 @@ def _folder_format(url: str, names: tuple[str, ...]) -> str:
     inside = [name for name in names if not name.startswith(".")][:3]
     holds = f"it holds {', '.join(inside)}" if inside else "it is empty"
     raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}, {holds}; point to a folder that holds one, or to a file.")
-
-
-def _near_match(path: Path) -> str:
-    if path.is_symlink():
-        return " (it is a symbolic link to what does not exist)"
-    parent = path.parent
-    if not parent.is_dir():
-        return f" (there is no folder {parent} either)"
-    match = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
-    return f" (did you mean {parent / match[0]}?)" if match else ""

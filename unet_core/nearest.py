@@ -1,0 +1,30 @@
+"""What was probably meant by a name that leads nowhere, as a clause for a message. Knows no formats."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def near_word(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known words.
+
+    Example:
+        >>> near_word("nuclei-hee", ["nuclei-he", "nuclei-fluorescence"])
+        " (did you mean 'nuclei-he'?)"
+    """
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def near_path(path: Path) -> str:
+    """What lies beside a path that does not exist, or why there is nothing."""
+    if path.is_symlink():
+        return " (it is a symbolic link to what does not exist)"
+    parent = path.parent
+    if not parent.is_dir():
+        return f" (there is no folder {parent} either)"
+    match = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
+    return f" (did you mean {parent / match[0]}?)" if match else ""
