@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 
 from distributed import Client, Future, KilledWorker, as_completed
 
+from unet_core.agenda import UnitId, Units
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.ledger import Record
-from unet_core.pipeline import run_units as run_units_here
+from unet_core.pipeline import run_ready
 from unet_core.worker import run_unit
 
 ENDED = ("finished", "error")  # a future of a scheduler that is gone is cancelled
@@ -22,73 +22,82 @@ class ClusterLostError(UnetCoreError):
 
 
 def run_units(
-    scheduler: str | None,
-    output_url: str,
-    request_key: str,
-    stage: str,
-    indices: Iterable[int],
-    on_record: Callable[[Record], None],
+    scheduler: str | None, output_url: str, request_key: str, units: Units, on_record: Callable[[Record], None]
 ) -> list[str]:
-    """Compute units of one stage; one sentence for each that failed.
+    """Compute units, each as soon as it is ready; one sentence for each that failed.
 
     Args:
         scheduler: address, or None to run in this process.
         output_url: of the prepared output.
         request_key: of its request.
-        stage: name.
-        indices: numbers of the units.
+        units: to be done.
         on_record: called in this thread after each unit.
 
     Raises:
         ClusterLostError: if the scheduler went away; what is committed stays committed.
     """
     if scheduler is None:
-        return _run_here(output_url, request_key, stage, indices, on_record)
+        return _run_here(output_url, request_key, units, on_record)
     failures: list[str] = []
-    suspects: list[int] = []  # units that were in a worker when it died, with others
+    suspects: list[UnitId] = []  # units that were in a worker when it died, with others
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
         threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
-        pending, flying = iter(indices), dict[str, int]()
+        window = WINDOW_PER_THREAD * max(1, threads)
+        flying = dict[str, UnitId]()
 
-        def submit(count: int) -> list[Future]:
+        def submit(unit: UnitId, suffix: str = "") -> Future:
+            key = f"{unit[0]}-{unit[1]}-{request_key}{suffix}"
+            flying[key] = unit
+            # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
+            return client.submit(run_unit, output_url, request_key, *unit, pure=False, key=key)
+
+        def fill() -> list[Future]:
             started = []
-            for index in islice(pending, count):
-                key = f"{stage}-{index}-{request_key}"
-                flying[key] = index
-                # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
-                started.append(client.submit(run_unit, output_url, request_key, stage, index, pure=False, key=key))
+            while len(flying) < window and (unit := units.take()) is not None:
+                started.append(submit(unit))
             return started
 
-        completed = as_completed(submit(WINDOW_PER_THREAD * max(1, threads)), loop=client.loop)
-        for future in completed:
-            if future.status in LOST:
-                completed.add(future)
-                continue
-            if future.status not in ENDED:
-                raise ClusterLostError(
-                    f"The dask scheduler {scheduler} went away with {len(flying)} blocks of {stage} in flight; "
-                    "run the same command again to resume."
-                )
-            index = flying.pop(future.key)
-            if _killed(future, on_record, failures):
-                suspects.append(index)
-            future.release()
-            completed.update(submit(1))
-        for index in suspects:  # alone, so that none is blamed for another
-            future = client.submit(
-                run_unit, output_url, request_key, stage, index, pure=False, key=f"{stage}-{index}-{request_key}-alone"
-            )
-            for _ in as_completed([future], loop=client.loop):
-                pass
-            if future.status not in ENDED:
-                raise ClusterLostError(f"The dask scheduler {scheduler} went away; run the same command again to resume.")
-            if _killed(future, on_record, failures):
-                failures.append(
-                    f"{stage} block {index}: the worker process died each time it tried this block, alone too ({future.exception()})"
-                )
-            future.release()
+        def note(record: Record) -> None:
+            units.committed(record.stage, record.index)
+            on_record(record)
+
+        futures = fill()
+        while futures:
+            completed = as_completed(futures, loop=client.loop)
+            for future in completed:
+                if future.status in LOST:
+                    completed.add(future)
+                    continue
+                _check_ended(future, scheduler, len(flying))
+                unit = flying.pop(future.key)
+                if _killed(future, note, failures):
+                    suspects.append(unit)
+                future.release()
+                completed.update(fill())
+            while suspects:  # alone, so that none is blamed for another
+                unit = suspects.pop(0)
+                future = submit(unit, "-alone")
+                for _ in as_completed([future], loop=client.loop):
+                    pass
+                _check_ended(future, scheduler, 1)
+                flying.clear()
+                if _killed(future, note, failures):
+                    failures.append(
+                        f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too "
+                        f"({future.exception()})"
+                    )
+                future.release()
+            futures = fill()  # what waited for a suspect
     return failures
+
+
+def _check_ended(future: Future, scheduler: str, flying: int) -> None:
+    """Refuse a future that ended only because its scheduler is gone."""
+    if future.status not in ENDED:
+        raise ClusterLostError(
+            f"The dask scheduler {scheduler} went away with {flying} blocks in flight; run the same command again to resume."
+        )
 
 
 def _killed(future: Future, on_record: Callable[[Record], None], failures: list[str]) -> bool:
@@ -103,11 +112,9 @@ def _killed(future: Future, on_record: Callable[[Record], None], failures: list[
     return isinstance(error, KilledWorker)
 
 
-def _run_here(
-    output_url: str, request_key: str, stage: str, indices: Iterable[int], on_record: Callable[[Record], None]
-) -> list[str]:
+def _run_here(output_url: str, request_key: str, units: Units, on_record: Callable[[Record], None]) -> list[str]:
     failures: list[str] = []
-    for outcome in run_units_here(output_url, request_key, stage, indices):
+    for outcome in run_ready(output_url, request_key, units):
         if isinstance(outcome, BlockError):
             failures.append(str(outcome))
         else:

@@ -1,4 +1,4 @@
-"""The stages of a segmentation on a cluster, without Prefect: plan, output, blocks, pyramid, audit."""
+"""A segmentation on a cluster, without Prefect: plan, output, units of all stages as they become ready, audit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from flows.clusters import check_cluster, check_reachable, open_cluster
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
+from unet_core.agenda import Agenda
 from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
@@ -18,7 +19,7 @@ from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
 from unet_core.store import absolute, open_store
 
-Runner = Callable[[str | None, str, list[int], Progress], tuple[list[Record], list[str]]]
+Runner = Callable[[str | None, Agenda], tuple[list[Record], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,20 @@ def gpu_count(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def run_stages(prepared: Prepared, cluster: str, workers: int, progress: Progress, run_stage: Runner) -> RunSummary:
-    """Run what is left, stage by stage, and audit.
+def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner) -> RunSummary:
+    """Run what is left of all stages, and audit.
 
     Args:
-        run_stage: computes the units of one stage, given the scheduler's address, the stage's name and the units; returns
-            their records and one sentence for each failure.
+        run_units: computes the units of an agenda, given the scheduler's address; returns their records and one sentence for each
+            failure.
     """
     began = time.perf_counter()
     computed: list[Record] = []
     failures: list[str] = []
     if prepared.total:
+        agenda = Agenda(prepared.planned.plan.stages, prepared.remaining)
         with open_cluster(cluster, workers, gpu_count(prepared.request.device), prepared.planned.memory_bytes) as scheduler:
-            for stage, indices in prepared.remaining.items():
-                if indices and not failures:  # a coarser level would show holes as background
-                    records, failed = run_stage(scheduler, stage, indices, progress)
-                    computed += records
-                    failures += failed
+            computed, failures = run_units(scheduler, agenda)
     return finish(prepared.planned, prepared.request, prepared.output, computed, failures, time.perf_counter() - began)
 
 
@@ -117,14 +115,15 @@ def segment_on_cluster(
         show: called with the progress, at most once a second.
     """
     prepared = prepare_run(job, cluster, workers)
+    progress = Progress(prepared.total, show)
 
-    def run_stage(scheduler: str | None, stage: str, indices: list[int], progress: Progress) -> tuple[list[Record], list[str]]:
+    def run_all(scheduler: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
         records: list[Record] = []
 
         def note(record: Record) -> None:
             records.append(record)
             progress.add(record)
 
-        return records, run_units(scheduler, prepared.output, prepared.request.key, stage, indices, note)
+        return records, run_units(scheduler, prepared.output, prepared.request.key, agenda, note)
 
-    return run_stages(prepared, cluster, workers, Progress(prepared.total, show), run_stage)
+    return run_stages(prepared, cluster, workers, run_all)

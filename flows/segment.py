@@ -1,4 +1,4 @@
-"""The Prefect flow that segments one image: plan, batches of blocks, pyramid, audit, artifacts. The work is in unet_core."""
+"""The Prefect flow that segments one image: plan, batches of blocks with their pyramid, audit, artifacts. The work is in unet_core."""
 
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
@@ -11,13 +11,14 @@ settings.apply_defaults()  # Prefect reads the environment when it is imported
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
 from flows.run import prepare_run, run_stages
+from unet_core.agenda import Agenda, Batch
 from unet_core.errors import UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record
@@ -80,35 +81,64 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 
     batches: list[dict] = []
     stopping = threading.Event()
+    progress = Progress(prepared.total, show)
 
-    def run_stage(scheduler: str | None, stage: str, indices: list[int], progress: Progress) -> tuple[list[Record], list[str]]:
-        size = -(-len(indices) // BATCH_COUNT)
-        parts = [indices[first : first + size] for first in range(0, len(indices), size)]
-        try:
-            futures = [
-                segment_batch.submit(
-                    scheduler, prepared.output, prepared.request.key, stage, part, part[0], part[-1], progress, stopping
+    def run_batches(scheduler: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
+        computed: list[Record] = []
+        failures: list[str] = []
+        running: dict[PrefectFuture, Batch] = {}
+
+        def start() -> None:
+            while len(running) < CONCURRENT_BATCHES and (batch := agenda.batch(batch_size)):
+                future = segment_batch.submit(
+                    scheduler,
+                    prepared.output,
+                    prepared.request.key,
+                    batch,
+                    batch.stage,
+                    batch.first,
+                    batch.last,
+                    progress,
+                    stopping,
                 )
-                for part in parts
-            ]
-            wait(futures)
+                running[future] = batch
+
+        try:
+            start()
+            while running:
+                ended = next(as_completed(list(running)))
+                records, failed = ended.result()
+                batches.append(_row(running.pop(ended), records, failed))
+                computed += records
+                failures += failed
+                start()
         except BaseException:  # Ctrl-C or SIGTERM: the workers go next, batches still under way are to end without a word
             stopping.set()
             raise
-        results = [future.result() for future in futures]
-        for part, (records, failed) in zip(parts, results, strict=True):
-            batches.append(
-                {"stage": stage, "blocks": f"{part[0]} to {part[-1]}", "done": len(records), "failed": len(failed)}
-                | {"seconds": round(sum(record.work_seconds for record in records), 2)}
-            )
-        return [record for records, _ in results for record in records], [text for _, failed in results for text in failed]
+        return computed, failures
 
-    summary = run_stages(prepared, cluster, workers, Progress(prepared.total, show), run_stage)
-    create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order of their stages")
+    def batch_size(stage: str) -> int:
+        return -(-len(prepared.remaining[stage]) // BATCH_COUNT)
+
+    summary = run_stages(prepared, cluster, workers, run_batches)
+    create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")
     create_markdown_artifact(_markdown(summary), key="segmentation-summary", description=f"Result of {job.image}")
     if summary.failures:
         raise PartialRunError(summary)
     return summary.as_json()
+
+
+def _row(batch: Batch, records: list[Record], failed: list[str]) -> dict:
+    """What the table of batches says of one."""
+    made = [record for record in records if record.stage != batch.stage]
+    return {
+        "stage": batch.stage,
+        "blocks": f"{batch.first} to {batch.last}",
+        "done": len(records) - len(made),
+        "of other stages": len(made),
+        "failed": len(failed),
+        "seconds": round(sum(record.work_seconds for record in records), 2),
+    }
 
 
 @task(name="batch", task_run_name="{stage} {first} to {last}", retries=0, cache_policy=NO_CACHE, persist_result=False)
@@ -116,14 +146,14 @@ def segment_batch(
     scheduler: str | None,
     output: str,
     request_key: str,
+    batch: Batch,
     stage: str,
-    indices: list[int],
     first: int,
     last: int,
     progress: Progress,
     stopping: threading.Event,
 ) -> tuple[list[Record], list[str]] | State:
-    """Compute consecutive units of one stage: one Prefect task run, one dask future for each unit."""
+    """Compute consecutive units of one stage, and what becomes ready meanwhile: one Prefect task run, one dask future for each unit."""
     logger = get_run_logger()
     if stopping.is_set():
         return Cancelled(message=STOPPED)
@@ -133,10 +163,11 @@ def segment_batch(
         records.append(record)
         progress.add(record)
         seconds = record.work_seconds
-        logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", stage, record.index, seconds, record.voxels / max(seconds, 1e-9) / 1e6)
+        rate = record.voxels / max(seconds, 1e-9) / 1e6
+        logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", record.stage, record.index, seconds, rate)
 
     try:
-        failed = run_units(scheduler, output, request_key, stage, indices, note)
+        failed = run_units(scheduler, output, request_key, batch, note)
     except Exception:
         if not stopping.is_set():
             raise

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from unet_core import ledger
+from unet_core.agenda import Agenda
 from unet_core.errors import BlockError, LedgerError, UnetCoreError
 from unet_core.instances import read_joined
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
-from unet_core.pipeline import run_units
+from unet_core.pipeline import run_ready
 from unet_core.places import check_writable
 from unet_core.plan import Plan, canonical_json
 from unet_core.planning import Planned, resolve
@@ -106,7 +107,8 @@ def plan_run(job: SegmentationJob) -> Plan:
 
 
 def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None) -> RunSummary:
-    """Segment an image in this process, its blocks in their order: the reference for every other way of running.
+    """Segment an image in this process, its blocks in their order, each coarser one as soon as those under it are there: the reference
+    for every other way of running.
 
     Killed at any moment and called again, it goes on where it was and ends in the same bytes.
 
@@ -127,16 +129,15 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     store = open_store(job.output)
     computed: list[Record] = []
     failures: list[str] = []
-    for stage in planned.plan.stages:
-        for outcome in run_units(job.output, request.key, stage.name, remaining_units(store, planned.plan, request, stage)):
-            if isinstance(outcome, BlockError):
-                failures.append(str(outcome))
-                continue
-            computed.append(outcome)
-            if on_record:
-                on_record(outcome)
-        if failures:
-            break  # a coarser level would show holes as background
+    plan = planned.plan
+    agenda = Agenda(plan.stages, {stage.name: remaining_units(store, plan, request, stage) for stage in plan.stages})
+    for outcome in run_ready(job.output, request.key, agenda):
+        if isinstance(outcome, BlockError):
+            failures.append(str(outcome))
+            continue
+        computed.append(outcome)
+        if on_record:
+            on_record(outcome)
     return finish(planned, request, job.output, computed, failures, time.perf_counter() - began)
 
 

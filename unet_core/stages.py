@@ -104,7 +104,7 @@ def made_from(stages: Sequence[Stage], name: str, index: int) -> Iterator[tuple[
         source = source_of(stages, stage)
         if source is None or source.name not in boxes:
             continue
-        touched = _reached(boxes[source.name], stage)
+        touched = reached(boxes[source.name], stage)
         units = list(stage.grid.touching(touched))
         boxes[stage.name] = touched
         yield from ((stage.name, unit) for unit in units)
@@ -125,7 +125,21 @@ def source_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
     return next((other for other in stages if other.name == wanted), None)
 
 
-def _reached(box: Box, stage: Stage) -> Box:
+def read_box(stage: Stage, index: int) -> Box | None:
+    """What a unit reads of its source; None if that is everything, so that all must be there first. May pass the source's end."""
+    box = stage.grid.block(index)
+    match stage.kind:
+        case "level" | "instances-level":
+            return box.scale_up(stage.factor)
+        case "parts":
+            return Box(box.start, tuple(last + 1 for last in box.stop))
+        case "measure":
+            return box.grow((MEASURE_RING,) * box.ndim, (MEASURE_RING,) * box.ndim)
+        case _:
+            return None
+
+
+def reached(box: Box, stage: Stage) -> Box:
     """What of a stage depends on a box of its source."""
     match stage.kind:
         case "level" | "instances-level":

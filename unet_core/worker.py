@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import BoundedSemaphore, Lock
@@ -21,7 +21,7 @@ from unet_core.committed import read_voxels
 from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
 from unet_core.errors import BlockError, ResumeError, UnetCoreError
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.passes import Pass, read_box_of
@@ -37,6 +37,7 @@ from unet_core.volumes.chunk_cache import CachedVolume, ChunkCache, cache_bytes
 
 _OPENING = Lock()
 _DEVICE = Lock()  # held by the one unit of this process that computes
+_COARSER = ("level", "instances-level")  # need the memory of a finished block, hence need not wait for the one that computes
 _UNITS = BoundedSemaphore(2)  # in threads of a cluster, however many it has: the memory of a worker is planned for two
 
 
@@ -142,8 +143,8 @@ class Unit:
                 self.image = _read(self, self.worker.read_box(self.stage.grid.block(self.index)))
 
     def compute(self) -> None:
-        """From the input to the values that are stored, on the device; waits for it."""
-        with _DEVICE, self._named_errors():
+        """From the input to the values that are stored; waits for the device, unless a coarser level is made, which needs none."""
+        with nullcontext() if self.stage.kind in _COARSER else _DEVICE, self._named_errors():
             self.clock.stop("wait")
             try:
                 compute_unit(self)
@@ -243,14 +244,24 @@ def _read(unit: Unit, box: Box) -> NDArray[Any]:
 
 
 def downsample_block(unit: Unit) -> list[NDArray[Any]]:
-    """What each image of the plan stores of a block of a coarser level, from the level before."""
+    """What each image of the plan stores of a block of a coarser level, from one block after the other of the level before."""
     worker, plan, stage = unit.worker, unit.worker.plan, unit.stage
     source = source_of(plan.stages, stage)
     assert source is not None
-    finer = stage.grid.block(unit.index).scale_up(stage.factor).intersect(Box.from_shape(source.shape))
+    own, whole = stage.grid.block(unit.index), Box.from_shape(source.shape)
     images = plan.images_of(stage)
-    voxels = read_voxels(worker.store, plan, worker.request, source, images, finer)
-    return [downsample(values, stage.factor, image.kind) for values, image in zip(voxels, images, strict=True)]
+    values: list[NDArray[Any]] = [
+        np.empty((*((image.channels,) if image.channels else ()), *own.shape), dtype=image.dtype) for image in images
+    ]
+    cut = any(size % step for size, step in zip(stage.block_shape, stage.factor, strict=True))  # cells lie in several blocks
+    covered = own.shape if cut else Box.from_shape(stage.block_shape).scale_down(stage.factor).shape
+    for part in BlockGrid(own.shape, covered).blocks():
+        finer = part.shift(own.start).scale_up(stage.factor).intersect(whole)
+        voxels = read_voxels(worker.store, plan, worker.request, source, images, finer)
+        for coarse, fine, image in zip(values, voxels, images, strict=True):
+            place: tuple[Any, ...] = (Ellipsis, *part.slices())
+            coarse[place] = downsample(fine, stage.factor, image.kind)
+    return values
 
 
 def _commit(unit: Unit) -> Record:

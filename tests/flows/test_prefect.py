@@ -77,8 +77,9 @@ def unet(environment: dict[str, str], *arguments: object) -> subprocess.Complete
 def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:
-    image, model = make_image((150, 130)), make_model()
-    done = unet(server, "segment", image, tmp_path / "out", "--model", model, "--block-shape", "32,32", "--json")
+    image, model = make_image((300, 130)), make_model()
+    options = ("--model", model, "--block-shape", "32,32", "--instances", "components")
+    done = unet(server, "segment", image, tmp_path / "out", *options, "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "complete"
     api = server["PREFECT_API_URL"]
@@ -86,14 +87,21 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     assert [entry["state_type"] for entry in runs] == ["COMPLETED"]
     assert runs[0]["name"] == f"{image.name} with {model.name}"
     tasks = ask(api, "/task_runs/filter", {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}})
-    assert 1 < len(tasks) <= 60
+    assert 20 < len(tasks) <= 43  # coarser units come with those that they are made of
+    assert {entry["name"].split()[0] for entry in tasks} == {"segment", "join", "instances", "table"}
     assert {entry["state_type"] for entry in tasks} == {"COMPLETED"}
     artifacts = {entry["key"]: entry for entry in ask(api, "/artifacts/filter", {})}
     assert set(artifacts) == {"segmentation-progress", "segmentation-batches", "segmentation-summary"}
     assert artifacts["segmentation-progress"]["data"] == 100
     logs = ask(api, "/logs/filter", {"logs": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
-    assert any("segment block" in entry["message"] for entry in logs)
-    run(make_job(image=str(image), output=str(tmp_path / "serial"), model=str(model), block_shape=(32, 32)))
+    lines = [entry["message"] for entry in sorted(logs, key=lambda entry: entry["timestamp"])]
+    units = [line.split(":")[0] for line in lines if " block " in line]
+    assert units.index("level-1 block 0") < units.index("segment block 49") < units.index("join block 0")
+    run(
+        make_job(
+            image=str(image), output=str(tmp_path / "serial"), model=str(model), block_shape=(32, 32), instances="components"
+        )
+    )
     assert digest(tmp_path / "out") == digest(tmp_path / "serial")
 
 

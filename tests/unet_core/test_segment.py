@@ -232,7 +232,7 @@ run(make_job(image=sys.argv[1], output=sys.argv[2], model=sys.argv[3], block_sha
 def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(
     make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:
-    model, image = make_model(base=8), make_image((150, 170))
+    model, image = make_model(base=8), make_image((280, 90))  # with a coarser level
     run(make_job(image=str(image), output=str(tmp_path / "undisturbed"), model=str(model), block_shape=(16, 16)))
     output = tmp_path / "killed"
     random = np.random.default_rng(7)
