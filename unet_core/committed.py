@@ -25,13 +25,19 @@ def read_voxels(
         LedgerError: if a unit that is wanted has no record, or its objects are not what was written.
     """
     stored: dict[str, bytes] = {}
+    folders = tuple(f"{image.array_path(stage.level)}/" for image in images)
     for number in stage.grid.touching(box):
-        stored |= read_objects(store, plan, request, stage, number)
+        stored |= read_objects(store, plan, request, stage, number, folders)
     return [output.decode_shards(plan, image, stage.level, stored, box) for image in images]
 
 
-def read_objects(store: Store, plan: Plan, request: Request, stage: Stage, index: int) -> dict[str, bytes]:
+def read_objects(
+    store: Store, plan: Plan, request: Request, stage: Stage, index: int, folders: tuple[str, ...] = ("",)
+) -> dict[str, bytes]:
     """Objects of a unit by their key; none if it is not wanted. All but the segmentation's are those of this very request.
+
+    Args:
+        folders: with a slash at their end; what lies in no one of them is not read.
 
     Raises:
         LedgerError: likewise.
@@ -39,7 +45,7 @@ def read_objects(store: Store, plan: Plan, request: Request, stage: Stage, index
     if not is_wanted(plan, request, stage, index):
         return {}
     # A worker that was sent for an earlier request may end late, and leave a unit that saw less.
-    objects = ledger.read_unit(store, plan, stage.name, index, None if stage.kind == "segment" else request.id)
+    objects = ledger.read_unit(store, plan, stage.name, index, None if stage.kind == "segment" else request.id, folders)
     if objects is None:
         raise LedgerError(
             f"{stage.name} block {index} has no record any more; run the same command again, it computes this again"

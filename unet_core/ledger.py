@@ -189,8 +189,14 @@ def read_record(store: Store, plan: Plan, stage: str, index: int, request_id: st
     return record if record.plan == plan.id and request_id in (None, record.request) else None
 
 
-def read_unit(store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None) -> dict[str, bytes] | None:
+def read_unit(
+    store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None, folders: tuple[str, ...] = ("",)
+) -> dict[str, bytes] | None:
     """Stored objects of a committed unit by their key, each checked against its record; None if no record of the unit counts.
+
+    Args:
+        request_id: likewise.
+        folders: with a slash at their end; what lies in no one of them is not read.
 
     Raises:
         LedgerError: if one is not what was written.
@@ -200,6 +206,8 @@ def read_unit(store: Store, plan: Plan, stage: str, index: int, request_id: str 
         return None
     objects: dict[str, bytes] = {}
     for shard in record.objects:
+        if not shard.key.startswith(folders):
+            continue
         fault, data = _checked(store, shard)
         if fault:
             raise LedgerError(f"{fault}; run the same command again, it computes this again")

@@ -19,7 +19,7 @@ from skimage.measure import label
 
 from tests.conftest import describe, random_network
 from tests.unet_core.test_segment import digest, labels_of
-from unet_core import instances, ledger
+from unet_core import instances, ledger, worker
 from unet_core.errors import JobError, LedgerError
 from unet_core.instances import read_joined
 from unet_core.job import make_job
@@ -85,7 +85,7 @@ def test_small_ones_are_left_out_and_the_pyramid_takes_ids_as_they_are(job_of: C
 
 _UNTIL_KILLED = """
 import os, signal, sys
-from unet_core import instances, ledger
+from unet_core import instances, ledger, worker
 from unet_core.job import SegmentationJob
 from unet_core.segment import run
 def stop(record):
@@ -110,6 +110,24 @@ def test_killed_in_any_stage_and_resumed_gives_the_same_bytes(job_of: Callable[.
         assert read_status(killed.output).state == "unfinished"
     assert run(killed).status == "complete"
     assert digest(Path(killed.output)) == digest(Path(whole.output))
+
+
+def test_of_the_segmentation_only_labels_are_read_again(job_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the probabilities, which are many times larger."""
+    job = job_of("out", probabilities="float32")
+    read: list[str] = []
+    true = worker.compute_unit
+
+    def compute(unit: Any) -> None:
+        get = type(unit.worker.store).get
+        with monkeypatch.context() as patch:
+            if unit.stage.kind in ("parts", "instances"):
+                patch.setattr(type(unit.worker.store), "get", lambda self, key: read.append(key) or get(self, key))
+            true(unit)
+
+    monkeypatch.setattr(worker, "compute_unit", compute)
+    run(job)
+    assert {key.partition("/")[0] for key in read if not key.startswith(".unet")} == {"labels"}
 
 
 def test_units_in_any_order_give_the_same_bytes(job_of: Callable[..., Any]) -> None:
