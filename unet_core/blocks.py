@@ -14,7 +14,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
 from unet_core.job import SegmentationJob
-from unet_core.memory import GIB
+from unet_core.memory import GIB, instance_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import read_box_of
@@ -80,6 +80,8 @@ def choose_blocks(
         read = read_box_of(ensemble.passes, Box.from_shape(shape), image_shape).shape
         for strip in strips or (None,):
             needed = _needed(memory, source, images, shape, read, strip)
+            if job.instances != "none":
+                needed = max(needed, objects_bytes(memory, source, shape, read))
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
@@ -182,6 +184,11 @@ def _needed(
     beside += input_bytes(source, read)
     seen = shape[-memory.ensemble.dims :]
     return memory.network_bytes(seen, strip) + memory.readout_bytes(images, seen, strip) + beside
+
+
+def objects_bytes(memory: PassMemory, source: Source, shape: Shape, read: Shape) -> int:
+    """Of the stages that number the objects of a block of ``shape``, in a process that keeps its networks, and chunks of the image."""
+    return instance_bytes(shape) + memory.waiting_bytes + cache_bytes(source.volume, read)
 
 
 def input_bytes(source: Source, read: Shape) -> int:

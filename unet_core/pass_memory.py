@@ -34,6 +34,11 @@ class PassMemory:
         self._weights = [_parameters(package.traced) for package in ensemble.packages]
         self._strips: dict[int, StripMemory] = {}
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the networks, while none of them runs."""
+        return weight_bytes(sum(self._weights), self._element_bytes)
+
     def network_bytes(self, shape: Shape, strip: int | None) -> int:
         """Of the pass that needs most on a block or tile of ``shape``, while the other networks wait."""
         box = Box.from_shape(shape)
@@ -42,8 +47,8 @@ class PassMemory:
         return most if len(self.ensemble.passes) == 1 else ceil(REPEATED * most)
 
     def _network_bytes(self, model: int, read: Shape, strip: int | None) -> int:
-        traced, waiting = self.ensemble.packages[model].traced, sum(self._weights) - self._weights[model]
-        others = weight_bytes(waiting, self._element_bytes)
+        traced = self.ensemble.packages[model].traced
+        others = self.waiting_bytes - weight_bytes(self._weights[model], self._element_bytes)
         if strip is None or isinstance(traced, OpaqueNetwork):
             return others + peak_bytes(traced, (self.ensemble.input_channels, *read), self._element_bytes)
         if model not in self._strips:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
 from unet_core.block_shapes import chunk_shape_for
-from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, stacked_shapes, voxel_bytes
+from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, objects_bytes, stacked_shapes, voxel_bytes
 from unet_core.ensemble import Ensemble, check_alike
 from unet_core.errors import VolumeError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
-from unet_core.memory import GIB, instance_bytes
+from unet_core.memory import GIB
 from unet_core.model_package import load_model, model_url
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import around, read_box_of
@@ -117,8 +117,6 @@ def resolve(job: SegmentationJob) -> Planned:
         block_shape, tile_shape, memory = _whole_tiles(job, ensemble, source, images, most)
     else:
         block_shape, strip, memory = choose_blocks(job, ensemble, source, images, device)
-    if instances:
-        memory = max(memory, instance_bytes(block_shape))
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
@@ -283,8 +281,16 @@ def _whole_tiles(
     seen, needed = choose_tile_shape(job.tile_shape, ensemble.stride, shape[-dims:], network_bytes, voxel_bytes(most), allowance)
     tile_shape, stride = lead + seen, lead + ensemble.stride
     usual = [thin for block in usual for thin in thinner(block)] if lead else sizes
+
+    def finished_bytes(block: Shape) -> int:
+        finished = prod(block) * voxel_bytes(images)
+        if job.instances == "none":
+            return finished
+        read = read_box_of(passes, Box.from_shape(block), shape).shape
+        return max(finished, objects_bytes(memory, source, block, read) - kept - needed)  # after the passes, not beside them
+
     block_shape, finished = choose_block_shape(
-        job.block_shape, usual, tile_shape, stride, shape, voxel_bytes(images), allowance - needed
+        job.block_shape, usual, tile_shape, stride, shape, finished_bytes, allowance - needed
     )
     kept = max(kept, input_bytes(source, read_box_of(passes, Box.from_shape(block_shape), shape).shape))
     return block_shape, tile_shape, kept + needed + finished

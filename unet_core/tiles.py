@@ -75,7 +75,7 @@ def choose_block_shape(
     tile_shape: Shape,
     stride: Shape,
     image_shape: Shape,
-    voxel_bytes: int,
+    finished_bytes: Callable[[Shape], int],
     allowed_bytes: int,
 ) -> tuple[Shape, int]:
     """The block shape asked for, or the largest usual one that fits the memory, in whole tiles.
@@ -86,7 +86,7 @@ def choose_block_shape(
         tile_shape: in voxels, cut down to the image.
         stride: of the network.
         image_shape: in voxels.
-        voxel_bytes: of a finished block, for each voxel.
+        finished_bytes: that a finished block of a shape needs.
         allowed_bytes: that a finished block may need.
 
     Returns:
@@ -107,7 +107,7 @@ def choose_block_shape(
         ] + [tile_shape]
     for candidate in candidates:
         block = fit_block_shape(candidate, image_shape, tile_shape)
-        needed = Box.from_shape(block).voxel_count * voxel_bytes
+        needed = finished_bytes(block)
         if needed <= allowed_bytes:
             return block, needed
     raise MemoryBudgetError(

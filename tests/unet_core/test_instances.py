@@ -20,11 +20,12 @@ from skimage.measure import label
 from tests.conftest import describe, random_network
 from tests.unet_core.test_segment import digest, labels_of
 from unet_core import instances, ledger, worker
-from unet_core.errors import JobError, LedgerError
+from unet_core.errors import JobError, LedgerError, MemoryBudgetError
 from unet_core.instances import read_joined
 from unet_core.job import make_job
 from unet_core.memory import instance_bytes
 from unet_core.model_package import save_model
+from unet_core.networks import NETWORKS
 from unet_core.pipeline import run_units
 from unet_core.planning import resolve
 from unet_core.segment import open_result, plan_run, prepare, read_status, run
@@ -305,6 +306,28 @@ def test_a_region_may_be_called_instances(job_of: Callable[..., Any], tmp_path: 
 def test_what_means_nothing_is_refused(options: dict[str, Any], message: str, job_of: Callable[..., Any]) -> None:
     with pytest.raises(JobError, match=message):
         plan_run(job_of("out", **options))
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_blocks_fit_the_memory_with_their_instances(
+    approximate: bool, make_model: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "whole_box", "tests.unet_core.test_approximate:WholeBox")
+    zarr.create_array(tmp_path / "image", shape=(20000, 20000), chunks=(512, 512), dtype="u1")
+    model = make_model(network="whole_box", norm="instance") if approximate else make_model(levels=2)
+    fields = {"image": str(tmp_path / "image"), "output": str(tmp_path / "out"), "model": str(model), "missing": "fill"}
+    fields |= {"memory_gib": 0.4, "approximate": approximate}
+    if approximate:
+        fields["tile_shape"] = (24, 24)
+    blocks = []
+    for kind in ("none", "components"):
+        planned = resolve(make_job(**fields, instances=kind))
+        assert planned.memory_bytes <= 0.4 * 2**30
+        blocks.append(planned.plan.block_shape)
+    assert np.prod(blocks[1]) <= np.prod(blocks[0])
+    assert instance_bytes(blocks[1]) < 0.4 * 2**30
+    with pytest.raises(MemoryBudgetError, match=r"use a smaller --block-shape.*--memory-gib"):
+        resolve(make_job(**fields, instances="components", block_shape=(6144, 6144)))
 
 
 _PEAK = """
