@@ -14,7 +14,7 @@ from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
 from unet_core.job import SegmentationJob
-from unet_core.memory import GIB, instance_bytes
+from unet_core.memory import GIB, instance_bytes, measure_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import read_box_of
@@ -81,7 +81,7 @@ def choose_blocks(
         for strip in strips or (None,):
             needed = _needed(memory, source, images, shape, read, strip)
             if job.instances != "none":
-                needed = max(needed, objects_bytes(memory, source, shape, read))
+                needed = max(needed, objects_bytes(memory, source, images, shape, read, job.measure))
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
@@ -186,9 +186,17 @@ def _needed(
     return memory.network_bytes(seen, strip) + memory.readout_bytes(images, seen, strip) + beside
 
 
-def objects_bytes(memory: PassMemory, source: Source, shape: Shape, read: Shape) -> int:
-    """Of the stages that number the objects of a block of ``shape``, in a process that keeps its networks, and chunks of the image."""
-    return instance_bytes(shape) + memory.waiting_bytes + cache_bytes(source.volume, read)
+def objects_bytes(
+    memory: PassMemory, source: Source, images: tuple[ImagePlan, ...], shape: Shape, read: Shape, measured: bool
+) -> int:
+    """Of the stages that number and measure the objects of a block, in a process that keeps its networks, and chunks of the image."""
+    needed = instance_bytes(shape)
+    if measured:
+        seen = [image for image in images if image.kind in ("labels", "probabilities")]
+        stored = sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in seen)
+        image_bytes, classes = source.channel_count * source.volume.dtype.itemsize, len(memory.ensemble.description.classes)
+        needed = max(needed, measure_bytes(shape, image_bytes, stored, source.channel_count, classes))
+    return needed + memory.waiting_bytes + cache_bytes(source.volume, read)
 
 
 def input_bytes(source: Source, read: Shape) -> int:

@@ -18,6 +18,11 @@ _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
 _LEFTOVER = 1  # byte for each weight: parts of the memory of loading that nothing else fits into
 _INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, and four copies and a half of an id
+_MEASURE_BYTES = 28  # a voxel: ids twice, and what tells the borders of objects
+_MEASURE_VOXELS = (
+    16  # of an object, on the average, at least; where smaller ones fill a block, more memory is needed than planned
+)
+_MEASURE_FIXED_BYTES = 400 << 20  # a group of rows of the table, or the voxels of a band
 _LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 
@@ -52,6 +57,22 @@ def weight_bytes(parameters: int, element_bytes: int = 4) -> int:
 def instance_bytes(block_shape: Shape) -> int:
     """Bytes that a block of instances needs: labels, numbered parts, ids, and what encoding holds of these."""
     return prod(block_shape) * _INSTANCE_BYTES + _FIXED_BYTES
+
+
+def measure_bytes(block_shape: Shape, image_bytes: int, stored_bytes: int, channels: int, classes: int) -> int:
+    """Bytes that measuring a block, or writing the table of all, needs: what is read, and three times the sums of many small objects.
+
+    Args:
+        block_shape: in voxels.
+        image_bytes: of a voxel of the image, all channels.
+        stored_bytes: of a voxel of the labels and probabilities.
+        channels: of the image.
+        classes: of the model.
+    """
+    pieces = 4 if image_bytes <= 2 * channels else 12  # of smallest, largest, sum and sum of squares: floats are added in pieces
+    sums = 8 * (20 + pieces * channels + 5 * classes)
+    each = _MEASURE_BYTES + 2 * image_bytes + stored_bytes + classes + 3 * sums // _MEASURE_VOXELS
+    return prod(block_shape) * each + _MEASURE_FIXED_BYTES
 
 
 def _bytes(live: int, overhead: float, parameters: int, element_bytes: int) -> int:

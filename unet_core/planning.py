@@ -287,7 +287,9 @@ def _whole_tiles(
         if job.instances == "none":
             return finished
         read = read_box_of(passes, Box.from_shape(block), shape).shape
-        return max(finished, objects_bytes(memory, source, block, read) - kept - needed)  # after the passes, not beside them
+        return max(
+            finished, objects_bytes(memory, source, images, block, read, job.measure) - kept - needed
+        )  # after the passes, not beside them
 
     block_shape, finished = choose_block_shape(
         job.block_shape, usual, tile_shape, stride, shape, finished_bytes, allowance - needed

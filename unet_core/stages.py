@@ -21,8 +21,6 @@ INSTANCES_STAGE = "instances"
 MEASURE_STAGE = "measure"
 TABLE_STAGE = "table"
 
-MEASURE_RING = 2  # voxels of the neighbours that measuring sees: whether the voxel next to a border is one, too
-
 StageKind = Literal["segment", "level", "parts", "join", "instances", "instances-level", "measure", "table"]
 
 
@@ -125,6 +123,11 @@ def source_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:
     return next((other for other in stages if other.name == wanted), None)
 
 
+def measure_ring(dims: int) -> Shape:
+    """Voxels around a block that measuring sees: of flat objects those that tell how a border runs, see ``measuring.perimeter``."""
+    return (2, 2) if dims == 2 else (0,) * dims
+
+
 def read_box(stage: Stage, index: int) -> Box | None:
     """What a unit reads of its source; None if that is everything, so that all must be there first. May pass the source's end."""
     box = stage.grid.block(index)
@@ -134,7 +137,8 @@ def read_box(stage: Stage, index: int) -> Box | None:
         case "parts":
             return Box(box.start, tuple(last + 1 for last in box.stop))
         case "measure":
-            return box.grow((MEASURE_RING,) * box.ndim, (MEASURE_RING,) * box.ndim)
+            ring = measure_ring(box.ndim)
+            return box.grow(ring, ring)
         case _:
             return None
 
@@ -148,7 +152,7 @@ def reached(box: Box, stage: Stage) -> Box:
             ones = (1,) * box.ndim
             return Box(tuple(max(0, first - one) for first, one in zip(box.start, ones, strict=True)), box.stop)
         case "measure":
-            ring = (MEASURE_RING,) * box.ndim
+            ring = measure_ring(box.ndim)
             return box.grow(ring, ring).intersect(Box.from_shape(stage.shape))
         case _:
             return Box.from_shape(stage.shape)

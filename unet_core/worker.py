@@ -136,11 +136,14 @@ class Unit:
         self.objects: dict[str, bytes] = {}  # that are stored beside the images
 
     def read(self) -> None:
-        """Read ahead what a block of the finest level needs; tiles and coarser levels read what they need as they compute."""
+        """Read ahead what a block needs of the image; tiles, and stages that read the output, do so as they compute."""
         with self._named_errors():
             self.clock.start()
+            own = self.stage.grid.block(self.index)
             if self.stage.kind == "segment" and self.worker.plan.tile_shape is None:
-                self.image = _read(self, self.worker.read_box(self.stage.grid.block(self.index)))
+                self.image = _read(self, self.worker.read_box(own))
+            elif self.stage.kind == "measure":
+                self.image = _read(self, own)
 
     def compute(self) -> None:
         """From the input to the values that are stored; waits for the device, unless a coarser level is made, which needs none."""
@@ -186,7 +189,8 @@ def compute_unit(unit: Unit) -> None:
         case "instances":
             unit.values = [instances.instance_values(*committed, unit.index)]
         case "measure":
-            unit.objects = measure.measured_objects(*committed, unit.index)
+            assert unit.image is not None
+            unit.objects = measure.measured_objects(*committed, unit.index, unit.image)
         case "table":
             unit.objects = measure.table_objects(*committed)
     unit.clock.stop(stage.kind if stage.kind != "segment" else "predict")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from skimage.measure import regionprops_table
+import zarr
+from scipy import ndimage
 
+from tests.conftest import textured
+from tests.unet_core.measuring.test_columns import compare
 from tests.unet_core.test_instances import instances_of
 from tests.unet_core.test_segment import digest, labels_of
 from unet_core import ledger
 from unet_core.errors import JobError, LedgerError
 from unet_core.job import make_job
 from unet_core.measure import TABLE_KEY
-from unet_core.segment import plan_run, run
+from unet_core.memory import measure_bytes
+from unet_core.planning import resolve
+from unet_core.segment import open_result, plan_run, prepare, read_status, run
 from unet_core.stages import made_from
 from unet_core.store import open_store
 from unet_core.tables import read_objects_table
@@ -26,7 +34,7 @@ Maker = Callable[..., Path]
 Array = np.ndarray[Any, Any]
 
 CUTS = [
-    ((75, 93), (0.5, 0.25), [(16, 32), (64, 8), (80, 96)]),
+    ((75, 93), (0.5, 0.5), [(16, 32), (64, 8), (80, 96)]),
     ((13, 22, 37), (0.04, 0.008, 0.009), [(4, 8, 16), (16, 8, 8), (16, 24, 40)]),
 ]
 
@@ -49,27 +57,49 @@ def test_any_blocks_give_the_measurements_of_the_whole(
     stored = []
     for number, block in enumerate(blocks):
         output = tmp_path / f"out-{number}"
-        run(make_job(output=str(output), block_shape=block, **job))
+        run(make_job(output=str(output), block_shape=block, probabilities="uint8", **job))
         stored.append((output / TABLE_KEY).read_bytes())
-        found = values_of(read_objects_table(str(output)))
-        _compare(found, instances_of(output), labels_of(output), voxel_size)
     assert stored[0] == stored[1] == stored[2]
-
-
-def _compare(found: dict[str, Array], ids: Array, labels: Array, voxel_size: tuple[float, ...]) -> None:
-    axes = "zyx"[-ids.ndim :]
-    true = regionprops_table(ids.astype(np.int64), properties=("label", "num_pixels", "area", "bbox", "centroid"))
-    np.testing.assert_array_equal(found["label"], true["label"])
-    np.testing.assert_array_equal(found["voxels"], true["num_pixels"])
-    size = found["volume_um3" if ids.ndim == 3 else "area_um2"]
-    np.testing.assert_allclose(size, true["area"] * np.prod(voxel_size), rtol=1e-12)
-    for number, axis in enumerate(axes):
-        np.testing.assert_array_equal(found[f"bbox_min_{axis}"], true[f"bbox-{number}"])
-        np.testing.assert_array_equal(found[f"bbox_max_{axis}"], true[f"bbox-{number + ids.ndim}"])
-        np.testing.assert_allclose(found[f"centroid_{axis}"], true[f"centroid-{number}"], rtol=1e-12, atol=1e-12)
+    ids, labels = instances_of(output), labels_of(output)
+    found = values_of(read_objects_table(str(output)))
+    compare(found, ids, textured(shape)[None], voxel_size)
     first = np.unique(ids, return_index=True)[1][1:]
     np.testing.assert_array_equal(found["class_value"], labels.ravel()[first])
     np.testing.assert_array_equal(found["class"], [f"class {value}" for value in labels.ravel()[first]])
+    probabilities = np.asarray(open_result(str(output)).to_dask(""), dtype=np.float64) / 255
+    own = np.take_along_axis(probabilities, labels[None].astype(np.int64), 0)[0]
+    expected = ndimage.mean(own, ids.astype(np.int64), found["label"].astype(np.int64))
+    np.testing.assert_allclose(found["class_probability"], expected, rtol=1e-12)
+    for value in range(1, 6):
+        np.testing.assert_array_equal(found[f"fraction_class {value}"], found["class_value"] == value)
+
+
+def test_objects_of_one_region_are_of_its_class_whatever_lies_over_them(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    job = make_job(
+        image=str(make_image((75, 93))),
+        output=str(tmp_path / "out"),
+        model=str(make_model("regions", levels=2, classes=3)),
+        block_shape=(32, 32),
+        instances="components",
+        instances_of="class 2",
+        probabilities="float32",
+    )
+    run(job)
+    found, ids = values_of(read_objects_table(job.output)), instances_of(tmp_path / "out").astype(np.int64)
+    assert set(found["class"]) == {"class 2"}
+    assert set(found["class_value"]) == {3}
+    result = open_result(job.output)
+    for number in range(3):
+        inside = np.asarray(result.to_dask(f"labels/class_{number}")) == number + 1
+        expected = ndimage.mean(inside, ids, found["label"].astype(np.int64))
+        np.testing.assert_array_equal(found[f"fraction_class {number}"], expected)
+    assert found["fraction_class 1"].max() > 0
+    assert (found["fraction_class 2"] == 1).all()
+    probability = np.asarray(result.to_dask("")[2], dtype=np.float64)
+    expected = ndimage.mean(probability, ids, found["label"].astype(np.int64))
+    np.testing.assert_allclose(found["class_probability"], expected, rtol=1e-12)
 
 
 @pytest.fixture
@@ -106,7 +136,42 @@ def test_no_objects_make_an_empty_table_of_the_same_columns(job_of: Callable[...
     assert none.schema.equals(read_objects_table(job_of("some").output).schema)
 
 
-@pytest.mark.parametrize("stage", ["segment", "instances", "measure", "table"])
+_UNTIL_KILLED = """
+import os, signal, sys
+from unet_core import ledger
+from unet_core.job import SegmentationJob
+from unet_core.segment import run
+write, left = ledger.write_record, int(sys.argv[3])
+def stop(store, record):
+    global left
+    left -= record.stage == sys.argv[2]
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(store, record)
+ledger.write_record = stop
+run(SegmentationJob.model_validate_json(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_measuring_and_resumed_gives_the_same_bytes(job_of: Callable[..., Any]) -> None:
+    whole, killed = job_of("whole"), job_of("killed")
+    run(whole)
+    for stage, count in (("measure", 3), ("table", 1)):  # when the object is there and its record is not
+        words = [sys.executable, "-c", _UNTIL_KILLED, killed.model_dump_json(), stage, str(count)]
+        process = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        done = read_status(killed.output)
+        assert (done.state, done.stages["table"]) == ("unfinished", (0, 1))
+        with pytest.raises(LedgerError, match="has no table of objects yet; run the same command again"):
+            read_objects_table(killed.output)
+        assert done.stages["measure"] == ((2, 9) if stage == "measure" else (9, 9))
+    assert (Path(killed.output) / TABLE_KEY).exists()
+    assert run(killed).status == "complete"
+    assert digest(Path(killed.output)) == digest(Path(whole.output))
+
+
+@pytest.mark.parametrize("stage", ["instances", "measure", "table"])
 def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., Any]) -> None:
     job, whole = job_of("out"), job_of("whole")
     run(job)
@@ -132,8 +197,8 @@ def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., A
 def test_a_region_has_its_own_table_and_growing_it_makes_it_anew(job_of: Callable[..., Any]) -> None:
     job = job_of("part", roi=("0:20,0:100",))
     run(job)
-    found = values_of(read_objects_table(job.output))
-    _compare(found | {"area_um2": found["voxels"]}, instances_of(Path(job.output)), labels_of(Path(job.output)), (1.0, 1.0))
+    found, ids = values_of(read_objects_table(job.output)), instances_of(Path(job.output))
+    np.testing.assert_array_equal(found["voxels"], np.bincount(ids.ravel().astype(np.int64))[1:])
     run(job_of("part"))
     run(job_of("whole"))
     assert digest(Path(job.output)) == digest(Path(job_of("whole").output))
@@ -159,3 +224,50 @@ def test_what_is_measured_from_a_unit() -> None:
     found = list(made_from(stages, "instances", 5))
     assert [index for name, index in found if name == "measure"] == [0, 1, 2, 4, 5, 6, 8, 9, 10]  # those around it see its border
     assert [index for name, index in found if name == "table"] == [0]
+
+
+_PEAK = """
+import sys, threading, time
+import psutil
+from unet_core import pipeline, worker
+opened = worker.open_worker(*sys.argv[1:3])
+def run(names):
+    for name in names:
+        assert all(not isinstance(one, Exception) for one in pipeline.run_units(*sys.argv[1:3], name, [0]))
+run(stage.name for stage in opened.plan.stages if stage.kind in ("segment", "parts", "join", "instances"))
+process = psutil.Process()
+idle = peak = process.memory_info().rss
+running = True
+def watch():
+    global peak
+    while running:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+run(("measure", "table"))
+running = False
+watcher.join()
+print(peak - idle)
+"""
+
+
+@pytest.mark.slow
+def test_measuring_needs_no_more_memory_than_planned(make_model: Maker, tmp_path: Path) -> None:
+    """Of squares of 16 voxels, beside each other."""
+    small = np.random.default_rng(0).integers(0, 255, (256, 512), dtype="u1")
+    zarr.create_array(tmp_path / "noise", data=small.repeat(4, 0).repeat(4, 1), chunks=(512, 512))
+    job = make_job(
+        image=str(tmp_path / "noise"),
+        output=str(tmp_path / "out"),
+        model=str(make_model(levels=1, base=2, classes=6)),
+        block_shape=(1024, 2048),
+        instances="components",
+        probabilities="float32",
+    )
+    planned = resolve(job)
+    words = [sys.executable, "-c", _PEAK, job.output, prepare(planned, job.output).key]
+    measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 2**20
+    expected = measure_bytes((1024, 2048), 1, 25, 1, 6) / 2**20
+    assert planned.memory_bytes / 2**20 >= expected
+    assert 0.2 * expected < measured < expected, f"planned {expected:.0f} MiB, measured {measured:.0f} MiB"

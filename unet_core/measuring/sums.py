@@ -1,4 +1,4 @@
-"""Sums over the voxels of each object in one box: counts, extents, positions. Arrays of integers only, no storage.
+"""Sums over the voxels of each object in one box: counts, extents, positions, intensities. Arrays only, no storage.
 
 A box is scanned in runs, the voxels of one row that follow each other and have one id: what is summed over runs first is summed
 by one pass over memory, and few rows are left to be sorted by id. Bands of rows bound the memory.
@@ -8,18 +8,45 @@ by one pass over memory, and few rows are left to be sorted by id. Bands of rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_core.measuring.exact import as_numbers, pieces, squared
+from unet_core.measuring.perimeter import WEIGHTS
+
 Sums = dict[str, NDArray[Any]]  # by name, each of shape (objects, ..); "label" holds the ids, ascending
 
-_BAND_VOXELS = 1 << 20
-_LEAST, _MOST = ("start",), ("stop",)  # what is no sum
+_BAND_VOXELS = 1 << 19  # of all channels
+_REDUCTIONS = {
+    "start": np.minimum,
+    "stop": np.maximum,
+    "intensity_min": np.minimum,
+    "intensity_max": np.maximum,
+}  # all others add
+
+
+@dataclass(frozen=True)
+class BoxOfVoxels:
+    """What is known of a box, in arrays of one spatial shape, (y, x) or (z, y, x).
+
+    Args:
+        ids: of objects; 0 is background.
+        classes: for each class, which voxels have it.
+        image: intensities, (C, *shape).
+        probabilities: of the same classes; none if they are not kept.
+        turns: of borders, see ``perimeter``; None in 3D.
+    """
+
+    ids: NDArray[np.uint64]
+    classes: Sequence[NDArray[np.bool_]]
+    image: NDArray[Any]
+    probabilities: Sequence[NDArray[Any]] = ()
+    turns: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,51 +63,87 @@ class Runs:
     labels: NDArray[np.uint64]
     lengths: NDArray[np.int64]
 
-    def sums(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        """Of whole numbers, over each run; ``values`` of the band, (*lead, rows, width), give (runs, *lead)."""
-        found = np.add.reduceat(values.reshape(*values.shape[:-2], -1), self.starts, axis=-1, dtype=np.int64)
+    def over(self, reduction: np.ufunc, values: NDArray[Any], dtype: Any = None) -> NDArray[Any]:
+        """Of values of the band, (*lead, rows, width), for each run: (runs, *lead)."""
+        found = reduction.reduceat(values.reshape(*values.shape[:-2], -1), self.starts, axis=-1, dtype=dtype)
         return np.moveaxis(found, -1, 0)
 
+    def sums(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        return self.over(np.add, values, np.int64)
 
-def sums_of_box(ids: NDArray[np.uint64], classes: Sequence[NDArray[np.bool_]] = ()) -> Sums:
+    def exact_sums(self, name: str, terms: Sequence[NDArray[Any]], inside: NDArray[np.bool_]) -> Sums:
+        """Sums of the pieces of numbers, each power in a column of its own; a number may be the sum of several terms."""
+        found: Sums = {}
+        for power, piece in chain.from_iterable(pieces(term, inside) for term in terms):
+            column = f"{name}{POWER}{power}"
+            found[column] = self.sums(piece) + found.get(column, 0)
+        return found
+
+
+POWER = "@"  # between the name of a sum and the power of 2^32 of its pieces
+
+
+def sums_of_box(box: BoxOfVoxels) -> Sums:
     """What is summed of each object in a box; positions count from the box's own first voxel.
-
-    Args:
-        ids: of shape (y, x) or (z, y, x); 0 is background.
-        classes: of the same shape each; where voxels are of a class.
 
     Returns:
         ``label``; ``voxels``; ``start`` and ``stop``, (n, axes), of the smallest box; ``positions``, (n, axes), sums of positions;
-        ``products``, (n, pairs of axes), sums of products of two positions; ``classes``, (n, classes), voxels of each.
+        ``products``, (n, pairs of axes), sums of products of two positions; ``classes``, (n, classes), voxels of each; ``turns``, (n, 3);
+        ``intensity_min`` and ``intensity_max``, (n, C); sums of ``intensity`` and ``square``, (n, C), and ``probability``, (n, classes), in
+        pieces, see ``exact``.
     """
-    width = ids.shape[-1]
-    rows = ids.reshape(-1, width)
-    planes = [plane.reshape(-1, width) for plane in classes]
+    width = box.ids.shape[-1]
+    rows = box.ids.reshape(-1, width)
+    channels = box.image.reshape(len(box.image), -1, width)
+    classes = [voxels.reshape(-1, width) for voxels in box.classes]
+    turns = None if box.turns is None else box.turns.reshape(-1, width)
+    probabilities = [values.reshape(-1, width) for values in box.probabilities]
     bands = []
-    for band in _bands(rows):
-        runs = _runs(rows[band])
-        found = _places(runs, band.start, ids.shape)
-        counts = [runs.sums(plane[band]) for plane in planes]
-        found["classes"] = np.stack(counts, axis=1) if counts else np.zeros((len(runs.labels), 0), dtype=np.int64)
-        inside = runs.labels > 0
-        bands.append(by_label({name: values[inside] for name, values in found.items()}))
-    return by_label({name: np.concatenate([band[name] for band in bands]) for name in bands[0]})
+    for band in _bands(rows, len(channels)):
+        runs, inside = _runs(rows[band]), rows[band] > 0
+        found = _places(runs, band.start, box.ids.shape)
+        found["classes"] = _counts(runs, [voxels[band] for voxels in classes])
+        if turns is not None:
+            found["turns"] = _counts(runs, [turns[band] == turn for turn in range(1, len(WEIGHTS) + 1)])
+        image = as_numbers(channels[:, band])
+        found |= {"intensity_min": runs.over(np.minimum, image), "intensity_max": runs.over(np.maximum, image)}
+        found |= runs.exact_sums("intensity", [image], inside) | runs.exact_sums("square", squared(image), inside)
+        if probabilities:
+            found |= runs.exact_sums("probability", [as_numbers(np.stack([values[band] for values in probabilities]))], inside)
+        kept = runs.labels > 0
+        bands.append(by_label({name: values[kept] for name, values in found.items()}))
+    return by_label(below_each_other(bands))
 
 
-def by_label(rows: Mapping[str, NDArray[Any]]) -> Sums:
+def below_each_other(parts: Sequence[Sums]) -> Sums:
+    """The rows of all parts; pieces that do not occur in one are 0 there."""
+    names = sorted({name for part in parts for name in part})
+    shapes = {name: (values.shape[1:], values.dtype) for part in parts for name, values in part.items()}
+
+    def column(part: Sums, name: str) -> NDArray[Any]:
+        shape, dtype = shapes[name]
+        return part[name] if name in part else np.zeros((len(part["label"]), *shape), dtype=dtype)
+
+    return {name: np.concatenate([column(part, name) for part in parts]) for name in names}
+
+
+def by_label(rows: Sums) -> Sums:
     """Put the rows of each label together; rows may be in any order."""
-    order = np.argsort(rows["label"], kind="stable")
-    labels = rows["label"][order]
-    firsts = np.flatnonzero(np.concatenate((np.ones(min(1, len(labels)), dtype=bool), labels[1:] != labels[:-1])))
-    return {"label": labels[firsts]} | {
-        name: _reduction(name).reduceat(values[order], firsts, axis=0) if len(firsts) else values[:0]
+    order, firsts = sorted_by_label(rows["label"])
+    return {"label": rows["label"][order][firsts]} | {
+        name: _REDUCTIONS.get(name, np.add).reduceat(values[order], firsts, axis=0) if len(firsts) else values[:0]
         for name, values in rows.items()
         if name != "label"
     }
 
 
-def _reduction(name: str) -> np.ufunc:
-    return np.minimum if name in _LEAST else np.maximum if name in _MOST else np.add
+def sorted_by_label(labels: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order that sorts labels, and where each of them begins then."""
+    order = np.argsort(labels, kind="stable")
+    ascending = labels[order]
+    begins = np.ones(labels.shape, dtype=bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=begins[1:])
+    return order, np.flatnonzero(begins)
 
 
 def axis_pairs(dims: int) -> tuple[tuple[int, int], ...]:
@@ -88,8 +151,8 @@ def axis_pairs(dims: int) -> tuple[tuple[int, int], ...]:
     return tuple(combinations_with_replacement(range(dims), 2))
 
 
-def _bands(rows: NDArray[Any]) -> Iterator[slice]:
-    step = max(1, _BAND_VOXELS // rows.shape[1])
+def _bands(rows: NDArray[Any], channels: int) -> Iterator[slice]:
+    step = max(1, _BAND_VOXELS // (rows.shape[1] * channels))
     return (slice(first, min(first + step, len(rows))) for first in range(0, len(rows), step))
 
 
@@ -100,6 +163,11 @@ def _runs(band: NDArray[np.uint64]) -> Runs:
     begins[:: band.shape[1]] = True
     starts = np.flatnonzero(begins)
     return Runs(starts, flat[starts], np.diff(starts, append=flat.size))
+
+
+def _counts(runs: Runs, chosen: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """How many voxels of each run are chosen, a column for each choice."""
+    return np.stack([runs.sums(voxels) for voxels in chosen], axis=1) if chosen else np.zeros((len(runs.labels), 0), np.int64)
 
 
 def _places(runs: Runs, first_row: int, shape: tuple[int, ...]) -> Sums:
