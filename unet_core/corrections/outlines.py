@@ -42,7 +42,15 @@ def _polygon(piece: Any) -> list[list[list[float]]]:
     rings = find_contours(np.pad(piece.image, 1).astype(np.float32), 0.5, fully_connected="low")
     rings.sort(key=lambda ring: -float(np.ptp(ring[:, 0]) * np.ptp(ring[:, 1])))
     # The first voxel of the padded piece is (top - 1, left - 1), and its centre lies half a voxel further.
-    return [[[float(x + left - 0.5), float(y + top - 0.5)] for y, x in ring] for ring in rings]
+    return [[[float(x + left - 0.5), float(y + top - 0.5)] for y, x in _corners(ring)] for ring in rings]
+
+
+def _corners(ring: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A closed ring without the points that lie between two others on a line: fewer handles to drag."""
+    steps = np.diff(ring, axis=0)
+    turns = np.any(steps != np.roll(steps, 1, axis=0), axis=1)
+    kept = ring[:-1][turns]
+    return np.concatenate([kept, kept[:1]])
 
 
 def _feature(polygons: list[Any], name: str, color: str, section: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import yaozarrs
 import zarr
 from PIL import Image
 from scipy.stats import entropy
@@ -476,6 +477,24 @@ def test_a_new_folder_is_there_whole_or_not_at_all(result: Path, tmp_path: Path,
         take(result, tmp_path / "crops", size=(24,))
     assert not (tmp_path / "crops").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_napari_reads_a_crop_with_its_labels(result: Path, tmp_path: Path) -> None:
+    from napari_ome_zarr import napari_get_reader
+
+    take(result, tmp_path / "crops", size=(40,), format="zarr", n=1)
+    record = read_records(tmp_path / "crops")[0]
+    for path in (record.image, record.labels):
+        yaozarrs.validate_zarr_store(str(tmp_path / "crops" / path))
+    reader = napari_get_reader(str(tmp_path / "crops" / record.image))
+    assert reader is not None
+    layers = {layer[2]: np.asarray(layer[0][0]) for layer in reader(str(tmp_path / "crops" / record.image))}
+    labels = open_result(str(result)).volume().read(record.labelled)[0]
+    outer = box_of(record.image_box)
+    inner = record.labelled.shift(tuple(-first for first in outer.start))
+    np.testing.assert_array_equal(layers["image"], textured(SHAPE)[outer.slices()])
+    np.testing.assert_array_equal(layers["labels"][inner.slices()], labels)
+    assert (layers["labels"] == 255).sum() == outer.voxel_count - inner.voxel_count
 
 
 def test_a_colour_image_stays_one_that_programs_show(make_model: Maker, tmp_path: Path) -> None:
