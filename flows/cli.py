@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
+from flows.convert_commands import convert
 from flows.evaluate_commands import evaluate
 from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
@@ -42,6 +43,7 @@ model_app.command(export)
 app.command(model_app)
 app.command(evaluate)
 app.command(sample)
+app.command(convert)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unet_core.ledger import Record
+from unet_core.stages import SEGMENT_STAGE
 
 if TYPE_CHECKING:
     from unet_core.training.watching import StepReport
@@ -47,10 +48,17 @@ class Snapshot:
 
 
 class Progress:
-    """Counts records from any thread and tells ``show``, at most once a second and once at the end."""
+    """Counts records from any thread and tells ``show``, at most once a second and once at the end.
 
-    def __init__(self, total: int, show: Callable[[Snapshot], None]) -> None:
+    Args:
+        total: units of all stages.
+        show: what is told.
+        counted: the stage whose voxels give the rate.
+    """
+
+    def __init__(self, total: int, show: Callable[[Snapshot], None], counted: str = SEGMENT_STAGE) -> None:
         self._total = total
+        self._counted = counted
         self._show = show
         self._lock = threading.Lock()
         self._done = self._voxels = 0
@@ -58,10 +66,14 @@ class Progress:
         self._first: float | None = None  # when the first unit ended: what came before is mostly the start of workers
         self._shown = 0.0
 
+    def expect(self, total: int) -> None:
+        """Say how many units there are, where that was not known at first."""
+        self._total = total
+
     def add(self, record: Record) -> None:
         with self._lock:
             self._done += 1
-            self._voxels += record.voxels if record.stage == "segment" else 0
+            self._voxels += record.voxels if record.stage == self._counted else 0
             now = time.monotonic()
             self._first = self._first or now
             left = (now - self._first) / (self._done - 1) * (self._total - self._done) if self._done > 1 else None
@@ -73,7 +85,7 @@ class Progress:
             self._show(snapshot)
 
 
-def terminal_progress() -> tuple[Callable[[Snapshot], None], Callable[[], None]]:
+def terminal_progress(doing: str = "segmenting") -> tuple[Callable[[Snapshot], None], Callable[[], None]]:
     """A bar on a terminal, one line a step otherwise, on standard error; and what to call at the end."""
     if not sys.stderr.isatty():
         return (lambda snapshot: print(snapshot.sentence(), file=sys.stderr, flush=True)), (lambda: None)
@@ -81,7 +93,7 @@ def terminal_progress() -> tuple[Callable[[Snapshot], None], Callable[[], None]]
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    bar = Bar(TextColumn("segmenting"), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+    bar = Bar(TextColumn(doing), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
     row = bar.add_task("", total=1.0)
     bar.start()
     return (lambda snapshot: bar.update(row, completed=snapshot.fraction, description=snapshot.sentence())), bar.stop

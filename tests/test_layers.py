@@ -22,6 +22,7 @@ WITHOUT_TORCH = (
     "metrics",
     "postprocess",
     "evaluation",
+    "conversion",
 )
 
 

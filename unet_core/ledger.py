@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +29,13 @@ REQUEST_KEY = f"{FOLDER}/request.json"
 COMPLETE_KEY = f"{FOLDER}/complete.json"
 _LEDGER_FOLDER = f"{FOLDER}/ledger"
 _READERS = 8
+
+
+class Identified(Protocol):
+    """A plan of any kind, by what its records name."""
+
+    @property
+    def id(self) -> str: ...
 
 
 class _Record(BaseModel):
@@ -180,7 +187,7 @@ def read_records(store: Store, stage: str, plan_id: str, request_id: str | None 
         return {record.index: record for record in readers.map(read, keys) if record is not None}
 
 
-def read_record(store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None) -> Record | None:
+def read_record(store: Store, plan: Identified, stage: str, index: int, request_id: str | None = None) -> Record | None:
     """The record of one unit; None if there is none that can be read and counts, as in ``read_records``."""
     try:
         record = Record.model_validate_json(store.get(record_key(stage, index)))
@@ -190,7 +197,7 @@ def read_record(store: Store, plan: Plan, stage: str, index: int, request_id: st
 
 
 def read_unit(
-    store: Store, plan: Plan, stage: str, index: int, request_id: str | None = None, folders: tuple[str, ...] = ("",)
+    store: Store, plan: Identified, stage: str, index: int, request_id: str | None = None, folders: tuple[str, ...] = ("",)
 ) -> dict[str, bytes] | None:
     """Stored objects of a committed unit by their key, each checked against its record; None if no record of the unit counts.
 
@@ -204,16 +211,20 @@ def read_unit(
     record = read_record(store, plan, stage, index, request_id)
     if record is None:
         return None
-    objects: dict[str, bytes] = {}
-    for shard in record.objects:
-        if not shard.key.startswith(folders):
-            continue
-        fault, data = _checked(store, shard)
-        if fault:
-            raise LedgerError(f"{fault}; run the same command again, it computes this again")
-        if data is not None:
-            objects[shard.key] = data
-    return objects
+    read = ((shard.key, read_object(store, shard)) for shard in record.objects if shard.key.startswith(folders))
+    return {key: data for key, data in read if data is not None}
+
+
+def read_object(store: Store, shard: StoredShard) -> bytes | None:
+    """The bytes of an object of a committed unit; None for an empty one.
+
+    Raises:
+        LedgerError: if it is not what was written.
+    """
+    fault, data = _checked(store, shard)
+    if fault:
+        raise LedgerError(f"{fault}; run the same command again, it computes this again")
+    return data
 
 
 def _checked(store: Store, shard: StoredShard) -> tuple[str | None, bytes | None]:

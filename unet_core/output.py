@@ -7,7 +7,6 @@ ROOT/heads/..   values of the model's other heads, if probabilities are kept
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from unet_core import shards
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.model_heads import Head
+from unet_core.ome_documents import group_documents, level_transforms, multiscale
 from unet_core.plan import INSTANCES_PATH, HeadPlan, ImagePlan, LabelName, Plan
 from unet_core.store import Store
 
@@ -154,45 +154,14 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
 
 
 def _group(plan: Plan, path: str, attributes: dict[str, Any]) -> dict[str, bytes]:
-    folder = f"{path}/" if path else ""
-    if plan.ngff == "0.5":
-        node = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **attributes}}}
-        return {f"{folder}zarr.json": json.dumps(node, indent=1).encode()}
-    return {f"{folder}.zgroup": b'{"zarr_format": 2}', f"{folder}.zattrs": json.dumps(attributes, indent=1).encode()}
+    return group_documents(plan.ngff, path, attributes)
 
 
 def _multiscale(plan: Plan, image: ImagePlan) -> dict[str, Any]:
-    channel = [{"name": "c", "type": "channel"}] if image.channels else []
-    space = [{"name": name, "type": "space"} | ({"unit": plan.unit} if plan.unit else {}) for name in plan.spatial_axes]
-    lead = [1.0] * len(channel)
-    datasets = []
-    for level, (scale, translation) in enumerate(_transforms(plan)):
-        datasets.append(
-            {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [*lead, *scale]},
-                    {"type": "translation", "translation": [*(0.0 for _ in lead), *translation]},
-                ],
-            }
-        )
-    version = {"version": plan.ngff} if plan.ngff == "0.4" else {}
     method = {"labels": "mode", "instances": "nearest"}.get(image.kind, "mean")
     name = image.path.rpartition("/")[2] or plan.model.name
-    return {"name": name, **version, "axes": [*channel, *space], "datasets": datasets, "type": method}
-
-
-def _transforms(plan: Plan) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Scale and translation of each level; the centre of a coarse voxel lies in the middle of those it stands for."""
-    scale, translation = plan.scale, plan.translation
-    result = []
-    for level in plan.levels:
-        translation = tuple(
-            origin + (more - 1) / 2 * step for origin, more, step in zip(translation, level.factor, scale, strict=True)
-        )
-        scale = tuple(step * more for step, more in zip(scale, level.factor, strict=True))
-        result.append((scale, translation))
-    return result
+    transforms = level_transforms(plan.scale, plan.translation, [level.factor for level in plan.levels])
+    return multiscale(plan.ngff, name, plan.spatial_axes, bool(image.channels), plan.unit, transforms, method)
 
 
 def _image_label(plan: Plan, image: ImagePlan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from operator import add, sub
 from typing import Any
 
 from unet_core import ledger, output
+from unet_core.differences import first_difference
 from unet_core.errors import ResumeError
 from unet_core.geometry import BlockGrid, Box
 from unet_core.ledger import Record, Request
@@ -15,7 +16,7 @@ from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
 from unet_core.planning import Planned
 from unet_core.stages import Stage
-from unet_core.store import Store, open_store
+from unet_core.store import CONVERSION_KEY, Store, open_store
 
 
 def check_output(planned: Planned, output_url: str) -> bool:
@@ -39,20 +40,6 @@ def check_output(planned: Planned, output_url: str) -> bool:
             f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
         )
     return True
-
-
-def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Name and both values of the first field in which two JSON values differ, or None."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(
-            old.keys() | new.keys(),
-            key=lambda key: (key not in ("input", "model", "further_models", "symmetries", "by_section", "tile_shape"), key),
-        ):  # what explains the rest first
-            found = first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-            if found:
-                return found
-        return None
-    return None if old == new else (name, old, new)
 
 
 def prepare(planned: Planned, output_url: str) -> Request:
@@ -81,7 +68,7 @@ def prepare(planned: Planned, output_url: str) -> Request:
 
 def _refuse_foreign(store: Store, output_url: str) -> None:
     names = store.child_names()
-    if names and names != (ledger.FOLDER,):
+    if names and (names != (ledger.FOLDER,) or store.exists(CONVERSION_KEY)):
         raise ResumeError(
             f"Output {output_url} exists and was not made by this program (it holds {', '.join(names[:3])}); give a new folder."
         )

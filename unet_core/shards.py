@@ -95,10 +95,21 @@ def encode(layout: ShardLayout, values: NDArray[Any]) -> bytes | None:
     Args:
         values: of a shard; smaller than one where the array ends.
     """
+    data, has_values = _encoded(layout, values)
+    return data if has_values else None
+
+
+def encode_always(layout: ShardLayout, values: NDArray[Any]) -> bytes:
+    """The same, but an object also for values that are all 0: where one is absent, it is lost."""
+    return _encoded(layout, values)[0]
+
+
+def _encoded(layout: ShardLayout, values: NDArray[Any]) -> tuple[bytes, bool]:
+    """The object, and whether any value in it is not 0."""
     codec = Zstd(**_ZSTD)
     if layout.chunk_shape is None:
         whole = _filled_up(values, layout.shard_shape, layout.stored_dtype)
-        return codec.encode(whole) if _has_values(whole) else None
+        return bytes(codec.encode(whole)), _has_values(whole)
     counts, chunks = _chunks(layout.shard_shape, layout.chunk_shape)
     index = np.full((*counts, 2), _ABSENT, dtype="<u8")
     parts: list[bytes] = []
@@ -113,7 +124,7 @@ def encode(layout: ShardLayout, values: NDArray[Any]) -> bytes | None:
             index[position] = end, len(data)
             end += len(data)
             parts.append(data)
-    return b"".join([*parts, CRC32C(location="end").encode(index).tobytes()]) if parts else None
+    return b"".join([*parts, CRC32C(location="end").encode(index).tobytes()]), bool(parts)
 
 
 def decode(layout: ShardLayout, objects: Mapping[str, bytes], box: Box) -> NDArray[Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _Pending = list[tuple[Path, tuple[str, ...]]]  # folders to list, with the real folders on the way to each
 OWN_FOLDER = ".unet"  # of an output: what is no voxel and no metadata of its images
+CONVERSION_KEY = f"{OWN_FOLDER}/conversion.json"  # of an image that a conversion writes, or has written
 _PART_SUFFIX = ".unet-part"
 LEFTOVER_SECONDS = 3600.0  # after which a part of a put by another machine is nobody's any more
 _OS_REASONS = {

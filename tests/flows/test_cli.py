@@ -289,3 +289,18 @@ def test_model_info_warns_of_a_network_that_reads_much_more_than_it_writes(
     code, out, _ = call(monkeypatch, capsys, "model", "info", make_model(levels=2, padding="same"))
     assert "warning" not in out
     assert "runs  in whole blocks" in out
+
+
+def test_convert_writes_an_image_that_segment_reads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    image, target = make_image((90, 70)), tmp_path / "a.zarr"
+    code, out, _ = call(monkeypatch, capsys, "convert", image, target, "--voxel-size", "0.5,0.25", "--json")
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["status"], summary["scale"], summary["computed"]) == (0, "complete", [0.5, 0.25], 1)
+    assert "yx uint8, voxels of 0.5 x 0.25 micrometer" in out
+    code, _, err = call(monkeypatch, capsys, "convert", image, target)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "was begun with another scale: [0.5, 0.25] then, [1.0, 1.0] now" in err
+    code, _, _ = call(monkeypatch, capsys, "segment", target, tmp_path / "out", "--model", make_model(), "--cluster", "serial")
+    assert code == 0

@@ -84,6 +84,16 @@ def multiscale_of(node: Node, series: int | None, url: str) -> Multiscale:
     return Multiscale(axes, units, paths, entry)
 
 
+def channel_names(node: Node) -> tuple[list[str | None], list[str | None]]:
+    """Names and colours of all channels, by the ``omero`` of a group; empty where it says nothing of use."""
+    omero = node.attributes.get("omero")
+    entries = omero.get("channels") if isinstance(omero, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return [], []
+    texts = [[entry.get(key) if isinstance(entry.get(key), str) else None for entry in entries] for key in ("label", "color")]
+    return texts[0], texts[1]
+
+
 def find_level(node: Node, path: str) -> tuple[int, int] | None:
     """Series and level of the array at ``path`` in a group, if its ``multiscales`` list it in a version that we read."""
     entries = node.attributes.get("multiscales")

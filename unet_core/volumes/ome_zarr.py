@@ -8,8 +8,17 @@ from dataclasses import replace
 from unet_core.errors import VolumeError
 from unet_core.geometry import Shape
 from unet_core.store import Store
-from unet_core.volumes.ome_metadata import Lengths, Numbers, Transform, find_level, lengths, multiscale_of, transform_of
-from unet_core.volumes.protocol import Layout, Level, Selection, Volume, choose_channels, choose_time
+from unet_core.volumes.ome_metadata import (
+    Lengths,
+    Numbers,
+    Transform,
+    channel_names,
+    find_level,
+    lengths,
+    multiscale_of,
+    transform_of,
+)
+from unet_core.volumes.protocol import Layout, Level, Selection, Volume, choose_channels, choose_time, name_channels
 from unet_core.volumes.zarr_array import ZarrVolume, canonical, metadata_hash, plain_axes
 from unet_core.volumes.zarr_codecs import REWRITE
 from unet_core.volumes.zarr_metadata import ArrayMetadata, array_metadata
@@ -107,7 +116,7 @@ def _image(store: Store, path: str, node: Node, image_url: str, url: str, select
     )
     if alone:
         every, selection = [every[level]], replace(selection, level=0)
-    return _volume(store, array, axes, url, selection, every, units, hashes)
+    return _volume(store, array, axes, url, selection, every, units, hashes, channel_names(node))
 
 
 def _volume(
@@ -119,6 +128,7 @@ def _volume(
     every_level: Sequence[tuple[ArrayMetadata, Transform]],
     units: Lengths,
     hashes: Mapping[str, str],
+    names: tuple[list[str | None], list[str | None]] = ([], []),
 ) -> Volume:
     metadata, transform = every_level[selection.level]
     time = choose_time(selection.time, metadata.shape[disk_axes.index("t")] if "t" in disk_axes else 1, url)
@@ -147,5 +157,6 @@ def _volume(
         translation=along(transform.translation, units.factors) if transform.scale else (0.0,) * len(spatial),
         levels=tuple(Level(number, shape_of(entry), voxel_size(place)) for number, (entry, place) in enumerate(every_level)),
         chunk_shape=canonical(disk_axes, metadata.chunk_shape)[-len(spatial) :],
+        channels=name_channels(*names, channels) if "c" in disk_axes else (),
     )
     return ZarrVolume(store, path, metadata, disk_axes, layout, time, channels, selection.missing, hashes)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from unet_core.errors import VolumeError
 from unet_core.nearest import near_path
-from unet_core.store import check_url, is_remote, local_path, open_store, storage_errors
+from unet_core.store import CONVERSION_KEY, OWN_FOLDER, check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
 from unet_core.volumes.zarr_nodes import DOCUMENTS
 
@@ -96,6 +96,8 @@ def _format_of(url: str) -> str:
 def _folder_format(url: str, names: tuple[str, ...]) -> str:
     if set(DOCUMENTS) & set(names):
         return "zarr"
+    if OWN_FOLDER in names and open_store(url).exists(CONVERSION_KEY):
+        raise VolumeError(f"{url} is an unfinished conversion; run 'unet convert' of the same source again to finish it.")
     if "attributes.json" in names:
         raise VolumeError(f"unknown format: {url} (looks like N5; convert it to Zarr); Zarr, TIFF, SVS, PNG and JPEG are read.")
     inside = [name for name in names if not name.startswith(".")][:3]

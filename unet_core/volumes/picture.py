@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from unet_core.errors import VolumeError
 from unet_core.store import local_path
 from unet_core.volumes.array import ArrayVolume
-from unet_core.volumes.protocol import Selection, Volume, choose_channels
+from unet_core.volumes.protocol import Selection, Volume, choose_channels, rgb_channels
 from unet_core.volumes.single_file import fingerprint
 
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I", "F")
@@ -39,7 +40,9 @@ def open_picture(url: str, selection: Selection) -> Volume:
     channels = list(choose_channels(selection.channels, 1 if values.ndim == 2 else values.shape[-1], url))
     if values.ndim == 2:
         return _PictureVolume(values, axes="yx", url=url)
-    return _PictureVolume(np.ascontiguousarray(np.moveaxis(values, -1, 0)[channels]), axes="cyx", url=url)
+    opened = _PictureVolume(np.ascontiguousarray(np.moveaxis(values, -1, 0)[channels]), axes="cyx", url=url)
+    opened.layout = replace(opened.layout, channels=rgb_channels(values.shape[-1], tuple(channels)))
+    return opened
 
 
 def _decode(path: Path, url: str) -> NDArray[Any]:

@@ -5,6 +5,8 @@ Axes are a subset of ``czyx`` in that order; boxes are over the spatial axes, in
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 from unet_core.errors import VolumeError
 from unet_core.geometry import Box, Shape
+
+MAX_NAME = 200  # letters of a channel's name that are kept
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,14 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Channel:
+    """What a channel is called, and its colour for display as six hexadecimal digits, or None."""
+
+    name: str
+    color: str | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """What is known of an image without reading a voxel.
 
@@ -60,6 +72,7 @@ class Layout:
         levels: every resolution, the finest first.
         chunk_shape: voxels along the spatial axes that one decode reads.
         is_mapped: whether nothing is decoded: the voxels lie plainly in memory or in a file, and a part of them costs that part.
+        channels: names of those that were opened, in their order; empty when the image does not say them.
     """
 
     url: str
@@ -74,6 +87,7 @@ class Layout:
     levels: tuple[Level, ...]
     chunk_shape: Shape
     is_mapped: bool = False
+    channels: tuple[Channel, ...] = ()
 
 
 class Volume(Protocol):
@@ -241,6 +255,28 @@ def choose_channels(channels: tuple[int, ...] | None, count: int, url: str) -> t
         if not 0 <= channel < count:
             raise VolumeError(f"channel {channel} of {url} does not exist; it has channels 0 to {count - 1}.")
     return chosen
+
+
+def name_channels(names: Sequence[str | None], colors: Sequence[str | None], chosen: tuple[int, ...]) -> tuple[Channel, ...]:
+    """Names of the chosen channels; empty unless each of the image's has one.
+
+    Args:
+        names: of all channels of the image, as written.
+        colors: of each, as six hexadecimal digits, or None.
+        chosen: which are read, in their order.
+    """
+    if not names or max(chosen) >= len(names) or not all(name and name.isprintable() for name in names):
+        return ()
+    known = [color if color and re.fullmatch("[0-9A-Fa-f]{6}", color) else None for color in colors]
+    return tuple(Channel(str(names[number])[:MAX_NAME], known[number]) for number in chosen)
+
+
+def rgb_channels(count: int, chosen: tuple[int, ...]) -> tuple[Channel, ...]:
+    """Names of colours that are stored as red, green, blue and perhaps alpha."""
+    if count not in (3, 4):
+        return ()
+    every = (Channel("red", "FF0000"), Channel("green", "00FF00"), Channel("blue", "0000FF"), Channel("alpha", "FFFFFF"))
+    return tuple(every[number] for number in chosen)
 
 
 def check_inside(volume: LaidOut | Volume, box: Box) -> None:

@@ -17,10 +17,22 @@ from numpy.typing import NDArray
 from unet_core.errors import ChunkError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.store import local_path
-from unet_core.volumes.protocol import LaidOut, Layout, Level, Selection, Volume, check_inside, choose_channels, choose_time
+from unet_core.volumes.protocol import (
+    Channel,
+    LaidOut,
+    Layout,
+    Level,
+    Selection,
+    Volume,
+    check_inside,
+    choose_channels,
+    choose_time,
+    name_channels,
+    rgb_channels,
+)
 from unet_core.volumes.single_file import fingerprint
 from unet_core.volumes.tiff_pages import absent_segments, check_page, is_plain, map_planes, read_page, segment_shape
-from unet_core.volumes.tiff_scale import voxel_size_of
+from unet_core.volumes.tiff_scale import channel_names, voxel_size_of
 
 # tifffile's letters: S samples, I and Q and R unnamed sequences (taken as sections when they are the only one).
 _MEANING = {"T": "t", "C": "c", "S": "c", "Z": "z", "Y": "y", "X": "x", "I": "z", "Q": "z", "R": "z"}
@@ -104,6 +116,7 @@ class TiffVolume(LaidOut):
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
             chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
             is_mapped=self._mapped is not None or is_plain(keyframe),
+            channels=_named_channels(file, number, self._size("c"), self._channels, url) if "c" in axes else (),
         )
 
     def _size(self, axis: str) -> int:
@@ -173,6 +186,15 @@ class TiffVolume(LaidOut):
             return fingerprint(local_path(self.url))
         every = "\n".join(f"{path.name} {sorted(fingerprint(path).items())}" for path in sorted(paths))
         return {"files": hashlib.sha256(every.encode()).hexdigest()}
+
+
+def _named_channels(file: tifffile.TiffFile, number: int, count: int, chosen: tuple[int, ...], url: str) -> tuple[Channel, ...]:
+    """What the channels are called: by OME-XML, or the colours of RGB."""
+    if file.is_ome:
+        names, colors = channel_names(file, number, url)
+        if len(names) == count:
+            return name_channels(names, colors, chosen)
+    return rgb_channels(count, chosen) if int(file.series[number].keyframe.photometric) in (2, 6) else ()
 
 
 def _in_page(series: tifffile.TiffPageSeries, url: str) -> str:

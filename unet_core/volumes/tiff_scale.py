@@ -1,4 +1,4 @@
-"""Voxel size of a TIFF in micrometre, from the places where programs write it; None where none does. Reads no voxel."""
+"""Voxel size of a TIFF in micrometre and names of its channels, from where programs write them; None where none does. Reads no voxel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,39 @@ def voxel_size_of(file: Any, number: int, spatial_axes: str, url: str) -> tuple[
     return tuple(sizes[axis] for axis in spatial_axes) if set(spatial_axes) <= set(sizes) else None
 
 
+def channel_names(file: Any, number: int, url: str) -> tuple[list[str | None], list[str | None]]:
+    """Names and colours of the channels of series ``number`` of an OME-TIFF, as its XML has them.
+
+    Raises:
+        VolumeError: as ``voxel_size_of``.
+    """
+    pixels = _ome_pixels(file, number, url)
+    channels = [entry for entry in pixels if entry.tag.rpartition("}")[2] == "Channel"] if pixels is not None else []
+    return [entry.get("Name") for entry in channels], [_ome_color(entry.get("Color")) for entry in channels]
+
+
+def _ome_color(text: str | None) -> str | None:
+    """Red, green and blue of a signed 32-bit RGBA."""
+    if text is None or not re.fullmatch("-?[0-9]{1,10}", text):
+        return None
+    return f"{int(text) & 0xFFFFFFFF:08X}"[:6]
+
+
 def _from_ome(file: Any, number: int, url: str) -> dict[str, float]:
+    pixels = _ome_pixels(file, number, url)
+    if pixels is None:
+        return {}
+    sizes = {}
+    for axis in "xyz":
+        value = pixels.get(f"PhysicalSize{axis.upper()}", "")
+        unit = unit_name(pixels.get(f"PhysicalSize{axis.upper()}Unit", "um"))
+        if unit is not None and re.fullmatch(r"[0-9.eE+-]+", value):
+            sizes[axis] = float(value) * UNIT_UM[unit]
+    return sizes
+
+
+def _ome_pixels(file: Any, number: int, url: str) -> ElementTree.Element | None:
+    """What the XML says of series ``number``, if it can be told which it means."""
     xml = file.ome_metadata or ""
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise VolumeError(f"DTD not allowed: the OME-XML of {url} declares entities.")
@@ -52,15 +84,7 @@ def _from_ome(file: Any, number: int, url: str) -> dict[str, float]:
         # Images whose file is absent have no series, so that numbers do not correspond; names may.
         images = [entry for entry in images if entry[0].get("Name", "") == file.series[number].name]
         number = 0 if len(images) == 1 else len(images)
-    if number >= len(images):
-        return {}
-    sizes = {}
-    for axis in "xyz":
-        value = images[number][1].get(f"PhysicalSize{axis.upper()}", "")
-        unit = unit_name(images[number][1].get(f"PhysicalSize{axis.upper()}Unit", "um"))
-        if unit is not None and re.fullmatch(r"[0-9.eE+-]+", value):
-            sizes[axis] = float(value) * UNIT_UM[unit]
-    return sizes
+    return images[number][1] if number < len(images) else None
 
 
 def _from_imagej(metadata: dict[str, Any], keyframe: Any) -> dict[str, float]:
