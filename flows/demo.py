@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unet_core.job import SegmentationJob, make_job
-from unet_core.pictures import draw_outlines
-from unet_core.segment import open_result
-from unet_core.volumes import open_volume
+from unet_core.pictures.summary import draw_summary
+from unet_core.report.opened import open_output
 
 SLIDE = (
     "CMU-1-Small-Region.svs"  # Aperio, H&E, 20x; from the freely distributable OpenSlide test data (Carnegie Mellon University)
@@ -25,9 +24,9 @@ def prepare_demo(folder: Path) -> SegmentationJob:
 
 def show_demo(job: SegmentationJob, folder: Path) -> dict[str, Any]:
     """Draw the picture; what to tell the user."""
-    result = open_result(job.output)
     picture = folder / "nuclei.png"
-    draw_outlines(open_volume(job.image), result.volume(), result.plan.model.classes, picture)
+    sheet, _ = draw_summary(open_output(job.output).scene())
+    sheet.save(picture)
     return {
         "picture": str(picture),
         "lines": [

@@ -1,0 +1,163 @@
+"""Where close-ups of a result are taken: of a sample of places, the densest, the most uncertain, and some at random. Knows no report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import label
+
+from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.pictures.scene import Readable, Scene
+
+CANDIDATES = 256  # places that are looked at, at most
+_LISTED = 50_000  # places of an image up to which all are listed, to draw from
+_PLANES = 16  # sections of a volume that places lie in; neighbours look alike
+_SEED = 0
+
+Why = Literal["densest", "most uncertain", "at random"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place of a result.
+
+    Args:
+        box: in voxels; one thick along z.
+        why: it was chosen.
+        objects: that it touches: ids where there are some, else connected voxels of one class.
+        share: of its voxels that are of a class that is shown.
+        uncertainty: mean over its voxels, 0 (certain) to 1 (all classes equally likely); None without probabilities.
+    """
+
+    box: Box
+    why: Why
+    objects: int
+    share: float
+    uncertainty: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Places for close-ups, and of how many they were chosen."""
+
+    places: tuple[Place, ...]
+    candidates: int
+    side: Shape
+
+
+def choose_places(
+    scene: Scene, side: int, each: int, probabilities: Readable | None = None, overlapping: bool = False, full: float = 1.0
+) -> Sample:
+    """Choose places; the same for the same result.
+
+    Args:
+        scene: whose labels are looked at.
+        side: of a place, in voxels along the last two axes.
+        each: places of each kind, at most; those at random are empty ones only where no others are left.
+        probabilities: of the classes, of shape (C, ...).
+        overlapping: whether they are of regions that may overlap, rather than of classes of which there is one.
+        full: the number that stands for a probability of 1.
+    """
+    boxes = candidate_boxes(scene, side)
+    looked = [_look(scene, box, probabilities, overlapping, full) for box in boxes]
+    order = np.random.default_rng(_SEED).permutation(len(looked)).tolist()
+    order.sort(key=lambda number: looked[number][0] == 0)  # of glass and resin there is more than enough
+    rankings: list[tuple[Why, list[int]]] = [("densest", _best([objects for objects, _, _ in looked]))]
+    if probabilities is not None:
+        rankings.append(("most uncertain", _best([uncertainty or 0.0 for _, _, uncertainty in looked])))
+    rankings.append(("at random", order))
+    chosen: dict[int, Why] = {}
+    for why, ranking in rankings:
+        chosen |= dict.fromkeys([number for number in ranking if number not in chosen][:each], why)
+    places = tuple(Place(boxes[number], why, *looked[number]) for number, why in chosen.items())
+    return Sample(places, len(boxes), boxes[0].shape if boxes else ())
+
+
+def _best(values: Sequence[float]) -> list[int]:
+    """Numbers of the values above 0, the highest first."""
+    return [number for number in sorted(range(len(values)), key=lambda number: -values[number]) if values[number] > 0]
+
+
+def candidate_boxes(scene: Scene, side: int) -> list[Box]:
+    """At most ``CANDIDATES`` places inside what was computed, in the order of a scan."""
+    flat = len(scene.shape) - 2
+    thick = tuple(-(-extent // _PLANES) for extent in scene.shape[:flat])
+    grid = BlockGrid(scene.shape, thick + tuple(min(side, extent) for extent in scene.shape[flat:]))
+    random = np.random.default_rng(_SEED)
+    if grid.block_count <= _LISTED:
+        listed = [index for index in range(grid.block_count) if _is_computed(scene, _inside(grid, index))]
+    else:
+        listed = sorted({index for index in _drawn(scene, grid, random) if _is_computed(scene, _inside(grid, index))})
+    if len(listed) > CANDIDATES:
+        listed = sorted(random.choice(listed, CANDIDATES, replace=False).tolist())
+    return [_inside(grid, index) for index in listed]
+
+
+def _drawn(scene: Scene, grid: BlockGrid, random: np.random.Generator) -> list[int]:
+    """Places in blocks that were computed, of which there may be few in a huge image."""
+    blocks = np.flatnonzero(scene.done.reshape(-1))
+    found = []
+    for block in random.choice(blocks, 8 * CANDIDATES).tolist() if blocks.size else []:
+        box = scene.grid.block(block).scale_down(grid.block_shape)
+        offset = tuple(int(random.integers(extent)) for extent in box.shape)
+        found.append(grid.index(tuple(first + more for first, more in zip(box.start, offset, strict=True))))
+    return found
+
+
+def _inside(grid: BlockGrid, index: int) -> Box:
+    """The middle plane of a box of the grid, moved in at the end of the image so that all are of one size."""
+    box, size = grid.block(index), grid.block_shape
+    flat = box.ndim - 2
+    middle = tuple((first + last) // 2 for first, last in zip(box.start[:flat], box.stop[:flat], strict=True))
+    ends = zip(box.start[flat:], grid.shape[flat:], size[flat:], strict=True)
+    start = middle + tuple(min(first, extent - side) for first, extent, side in ends)
+    return Box.from_shape((1,) * flat + size[flat:], start)
+
+
+def _is_computed(scene: Scene, box: Box) -> bool:
+    return bool(scene.done[box.scale_down(scene.grid.block_shape).slices()].all())
+
+
+def _look(
+    scene: Scene, box: Box, probabilities: Readable | None, overlapping: bool, full: float
+) -> tuple[int, float, float | None]:
+    """Objects, share, and uncertainty of a place."""
+    inside = np.zeros(box.shape, dtype=bool)
+    objects = 0
+    if scene.ids_path is not None:
+        objects = len(np.setdiff1d(scene.labels(scene.ids_path).read(box)[0], [0]))
+    for path in dict.fromkeys(entry.path for entry in scene.classes):
+        labels = scene.labels(path).read(box)[0]
+        shown = np.where(np.isin(labels, [entry.value for entry in scene.classes if entry.path == path]), labels, 0)
+        inside |= shown > 0
+        if scene.ids_path is None:
+            objects += int(label(shown, connectivity=1).max())
+    share = float(inside.mean()) if prod(box.shape) else 0.0
+    if probabilities is None:
+        return objects, share, None
+    return objects, share, uncertainty_of(probabilities.read(box).astype(np.float32) / np.float32(full), overlapping)
+
+
+def uncertainty_of(probabilities: NDArray[Any], overlapping: bool) -> float:
+    """Mean entropy over voxels, as a share of the most that is possible.
+
+    Args:
+        probabilities: of shape (C, ...).
+        overlapping: whether each channel is a region of its own (entropy of each, and their mean), or all add up to 1.
+    """
+    if overlapping:
+        both = np.stack([probabilities, 1 - probabilities])
+        return float(_entropy(both).mean() / np.log(2))
+    whole = probabilities / np.maximum(probabilities.sum(axis=0), np.finfo(np.float32).tiny)  # 8 bits do not add up to 1
+    return float(_entropy(whole).mean() / np.log(max(2, len(whole))))
+
+
+def _entropy(shares: NDArray[Any]) -> NDArray[Any]:
+    """Along the first axis, in nats."""
+    terms = np.where(shares > 0, shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny)), 0)
+    return np.asarray(-terms.sum(axis=0))
