@@ -24,6 +24,7 @@ from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json, visible
+from flows.report_commands import report
 from flows.sample_commands import sample
 from flows.train_commands import train
 from unet_core import __version__
@@ -42,6 +43,7 @@ model_app.command(import_torchscript)
 model_app.command(export)
 app.command(model_app)
 app.command(evaluate)
+app.command(report)
 app.command(sample)
 app.command(convert)
 

@@ -48,7 +48,7 @@ class LabelName(_Record):
 
     value: int
     name: str
-    color: str
+    color: str = Field(pattern="^#[0-9a-fA-F]{6}$")
 
 
 class InputPlan(_Record):

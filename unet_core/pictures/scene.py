@@ -118,15 +118,21 @@ class Scene:
     grid: BlockGrid
     _opened: dict[tuple[str, int], Readable] = field(default_factory=dict, repr=False)
 
-    def overview(self, centre: Shape | None = None, seen: tuple[int, int] | None = None, pixels: int = OVERVIEW_PIXELS) -> View:
-        """The whole plane of two axes (rows, columns), the last two unless told, through ``centre``."""
+    def overview(
+        self,
+        centre: Shape | None = None,
+        seen: tuple[int, int] | None = None,
+        pixels: int = OVERVIEW_PIXELS,
+        contrast: Contrast | None = None,
+    ) -> View:
+        """The whole plane of two axes (rows, columns), the last two unless told, through ``centre``, the middle unless told."""
         seen = seen or self._last_two
         centre = centre or tuple(size // 2 for size in self.shape)
         start = tuple(0 if axis in seen else place for axis, place in enumerate(centre))
         stop = tuple(size if axis in seen else start[axis] + 1 for axis, size in enumerate(self.shape))
         factor = self._factor_for(seen, pixels)
         step = tuple(factor[axis] if axis in seen else 1 for axis in range(len(self.shape)))
-        return self._draw(Plane(Box(start, stop), step, *seen), None)
+        return self._draw(Plane(Box(start, stop), step, *seen), contrast)
 
     def close_up(self, box: Box, contrast: Contrast | None = None) -> View:
         """A box at full resolution, one voxel thick along all but the last two axes; its own contrast unless told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from unet_core import inputs, ledger
 from unet_core.errors import InputError, ResumeError, VolumeError
-from unet_core.geometry import Shape
+from unet_core.geometry import Box, Shape
 from unet_core.inputs import Source
 from unet_core.ledger import Record, Request
 from unet_core.pictures import Scene, ShownClass
 from unet_core.plan import INSTANCES_PATH, Plan
 from unet_core.result import Result, open_result
-from unet_core.resume import wanted_records
+from unet_core.resume import wanted_records, wanted_units
 from unet_core.stages import INSTANCES_STAGE, JOIN_STAGE
 from unet_core.store import Store, open_store
 from unet_core.volumes import open_volume
@@ -54,6 +54,12 @@ class Opened:
         """Whether all that is wanted of a stage is there."""
         done, wanted = self.result.status.stages.get(stage, (0, 1))
         return done == wanted
+
+    def undone_blocks(self) -> Iterator[Box]:
+        """Blocks of the finest level that are wanted and have no record."""
+        stage = self.plan.stages[0]
+        wanted = wanted_units(self.plan, self.request, stage)
+        return (stage.grid.block(index) for index in wanted if index not in self.segmented)
 
     @property
     def has_ids(self) -> bool:

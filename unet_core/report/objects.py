@@ -1,0 +1,119 @@
+"""Objects of a result in numbers: how many of each class, how dense, how large. Knows no page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core.instances import read_joined
+from unet_core.report.opened import Opened
+
+BINS = 32
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How numbers are spread; quartiles lie between two of them where none is in the middle, as in ``numpy.quantile``."""
+
+    smallest: float
+    lower_quartile: float
+    median: float
+    mean: float
+    upper_quartile: float
+    largest: float
+
+    @classmethod
+    def of(cls, sizes: NDArray[Any], unit: float = 1.0) -> Spread:
+        """Of at least one number, each times ``unit``."""
+        low, middle, high = np.quantile(sizes, (0.25, 0.5, 0.75))
+        values = (sizes.min(), low, middle, sizes.mean(), high, sizes.max())
+        return cls(*(float(value) * unit for value in values))
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many objects have a size in each bin; all but the last bin are half-open.
+
+    Args:
+        edges: in voxels, whole ones, in about equal ratios.
+        counts: one fewer.
+    """
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sizes: NDArray[Any]) -> Histogram:
+        smallest, largest = int(sizes.min()), int(sizes.max())
+        edges = np.unique(np.rint(np.geomspace(smallest, largest + 1, BINS + 1)).astype(np.int64))
+        counts, _ = np.histogram(sizes, edges)
+        return cls(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """The objects of one class.
+
+    Args:
+        name: of the class.
+        color: of it.
+        count: of objects.
+        per_um: density: objects for each um^2 or um^3 that was computed; None where the voxel size is unknown.
+        voxels: of an object; None if there are none, here and below.
+        size_um: likewise in um^2 or um^3; None also where the voxel size is unknown.
+        histogram: of their sizes.
+    """
+
+    name: str
+    color: str
+    count: int
+    per_um: float | None
+    voxels: Spread | None
+    size_um: Spread | None
+    histogram: Histogram | None
+
+
+def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
+    """One entry for each class that can have objects; None where objects have no ids, or not yet."""
+    if not opened.is_joined:
+        return None
+    voxel_um = voxel_size_um(opened)
+    computed = sum(record.voxels for record in opened.segmented.values())
+    found = []
+    for entry, sizes in _sizes(opened):
+        some = bool(sizes.size)
+        found.append(
+            ObjectFacts(
+                entry.name,
+                entry.color,
+                int(sizes.size),
+                None if voxel_um is None or not computed else sizes.size / (computed * voxel_um),
+                Spread.of(sizes) if some else None,
+                Spread.of(sizes, voxel_um) if some and voxel_um is not None else None,
+                Histogram.of(sizes) if some else None,
+            )
+        )
+    return tuple(found)
+
+
+def voxel_size_um(opened: Opened) -> float | None:
+    """Area of a voxel in um^2, or its volume in um^3; None if it is unknown."""
+    plan = opened.plan
+    size = prod(plan.scale)
+    return size if plan.unit == "micrometer" and 0 < size < float("inf") else None
+
+
+def _sizes(opened: Opened) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """Each class that objects are made of, with the voxels of each of its objects."""
+    plan = opened.plan
+    assert plan.instances is not None
+    joined = read_joined(opened.store, plan, opened.request)
+    region = next(image.label_value for image in plan.images if image.path == plan.instances.labels)
+    for entry in plan.model.classes:
+        if entry.value and region in (None, entry.value):
+            yield entry, joined.sizes[joined.values == entry.value].astype(np.int64)
