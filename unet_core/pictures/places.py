@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,12 @@ class Sample:
 
 
 def choose_places(
-    scene: Scene, side: int, each: int, probabilities: Readable | None = None, overlapping: bool = False, full: float = 1.0
+    scene: Scene,
+    side: int,
+    each: int,
+    probabilities: Readable | None = None,
+    kind: Literal["classes", "regions"] = "classes",
+    centres: NDArray[np.floating] | None = None,
 ) -> Sample:
     """Choose places; the same for the same result.
 
@@ -59,12 +65,12 @@ def choose_places(
         scene: whose labels are looked at.
         side: of a place, in voxels along the last two axes.
         each: places of each kind, at most; those at random are empty ones only where no others are left.
-        probabilities: of the classes, of shape (C, ...).
-        overlapping: whether they are of regions that may overlap, rather than of classes of which there is one.
-        full: the number that stands for a probability of 1.
+        probabilities: of the classes, of shape (C, ...), as they are stored.
+        kind: of the head that they come from.
+        centres: of all objects, (objects, axes), if they are known: the densest places are then found wherever they are.
     """
-    boxes = candidate_boxes(scene, side)
-    looked = [_look(scene, box, probabilities, overlapping, full) for box in boxes]
+    boxes = candidate_boxes(scene, side, each, centres)
+    looked = [_look(scene, box, probabilities, kind) for box in boxes]
     order = np.random.default_rng(_SEED).permutation(len(looked)).tolist()
     order.sort(key=lambda number: looked[number][0] == 0)  # of glass and resin there is more than enough
     rankings: list[tuple[Why, list[int]]] = [("densest", _best([objects for objects, _, _ in looked]))]
@@ -83,8 +89,8 @@ def _best(values: Sequence[float]) -> list[int]:
     return [number for number in sorted(range(len(values)), key=lambda number: -values[number]) if values[number] > 0]
 
 
-def candidate_boxes(scene: Scene, side: int) -> list[Box]:
-    """At most ``CANDIDATES`` places inside what was computed, in the order of a scan."""
+def candidate_boxes(scene: Scene, side: int, each: int = 0, centres: NDArray[np.floating] | None = None) -> list[Box]:
+    """At most ``CANDIDATES`` places inside what was computed, in the order of a scan; and ``each`` with the most centres."""
     flat = len(scene.shape) - 2
     thick = tuple(-(-extent // _PLANES) for extent in scene.shape[:flat])
     grid = BlockGrid(scene.shape, thick + tuple(min(side, extent) for extent in scene.shape[flat:]))
@@ -94,8 +100,18 @@ def candidate_boxes(scene: Scene, side: int) -> list[Box]:
     else:
         listed = sorted({index for index in _drawn(scene, grid, random) if _is_computed(scene, _inside(grid, index))})
     if len(listed) > CANDIDATES:
-        listed = sorted(random.choice(listed, CANDIDATES, replace=False).tolist())
-    return [_inside(grid, index) for index in listed]
+        listed = random.choice(listed, CANDIDATES, replace=False).tolist()
+    if centres is not None:
+        listed = [*listed, *_crowded(scene, grid, each, centres)]
+    return [_inside(grid, index) for index in sorted(set(listed))]
+
+
+def _crowded(scene: Scene, grid: BlockGrid, each: int, centres: NDArray[np.floating]) -> list[int]:
+    """Places that hold the most centres."""
+    places = np.floor(centres).astype(np.int64) // np.asarray(grid.block_shape)
+    numbers, counts = np.unique(np.ravel_multi_index(tuple(places.T), grid.counts), return_counts=True)
+    ordered = numbers[np.argsort(-counts, kind="stable")].tolist()
+    return list(islice((index for index in ordered if _is_computed(scene, _inside(grid, index))), each))
 
 
 def _drawn(scene: Scene, grid: BlockGrid, random: np.random.Generator) -> list[int]:
@@ -124,7 +140,7 @@ def _is_computed(scene: Scene, box: Box) -> bool:
 
 
 def _look(
-    scene: Scene, box: Box, probabilities: Readable | None, overlapping: bool, full: float
+    scene: Scene, box: Box, probabilities: Readable | None, kind: Literal["classes", "regions"]
 ) -> tuple[int, float, float | None]:
     """Objects, share, and uncertainty of a place."""
     inside = np.zeros(box.shape, dtype=bool)
@@ -140,24 +156,6 @@ def _look(
     share = float(inside.mean()) if prod(box.shape) else 0.0
     if probabilities is None:
         return objects, share, None
-    return objects, share, uncertainty_of(probabilities.read(box).astype(np.float32) / np.float32(full), overlapping)
+    from unet_core.corrections.scores import UNIT, entropies  # its package imports torch, which pictures do without
 
-
-def uncertainty_of(probabilities: NDArray[Any], overlapping: bool) -> float:
-    """Mean entropy over voxels, as a share of the most that is possible.
-
-    Args:
-        probabilities: of shape (C, ...).
-        overlapping: whether each channel is a region of its own (entropy of each, and their mean), or all add up to 1.
-    """
-    if overlapping:
-        both = np.stack([probabilities, 1 - probabilities])
-        return float(_entropy(both).mean() / np.log(2))
-    whole = probabilities / np.maximum(probabilities.sum(axis=0), np.finfo(np.float32).tiny)  # 8 bits do not add up to 1
-    return float(_entropy(whole).mean() / np.log(max(2, len(whole))))
-
-
-def _entropy(shares: NDArray[Any]) -> NDArray[Any]:
-    """Along the first axis, in nats."""
-    terms = np.where(shares > 0, shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny)), 0)
-    return np.asarray(-terms.sum(axis=0))
+    return objects, share, float(entropies(probabilities.read(box), kind).mean()) / UNIT

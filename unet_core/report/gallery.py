@@ -14,6 +14,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.pictures import Place, Sample, Scene, View, choose_places
 from unet_core.pictures.rgb import Drawing, jpeg
 from unet_core.report import numbers
+from unet_core.report.objects import object_centres
 from unet_core.report.opened import Opened
 
 CLOSE_UP_SIDES = (64, 320)  # voxels: a third of the image, within these
@@ -97,8 +98,7 @@ def draw_gallery(opened: Opened) -> Gallery:
     scene, plan = opened.scene(), opened.plan
     kept = next((image for image in plan.images if image.kind == "probabilities"), None)
     probabilities = None if kept is None else opened.result.volume(kept.path)
-    full = 255.0 if kept is not None and kept.dtype == "uint8" else 1.0
-    sample = choose_places(scene, _side(scene.shape), EACH, probabilities, plan.model.kind == "regions", full)
+    sample = choose_places(scene, _side(scene.shape), EACH, probabilities, plan.model.kind, object_centres(opened))
     spacing = plan.scale if plan.unit == "micrometer" else None
     views = _overviews(scene)
     first = views[0]

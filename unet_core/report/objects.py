@@ -67,6 +67,7 @@ class ObjectFacts:
         voxels: of an object; None if there are none, here and below.
         size_um: likewise in um^2 or um^3; None also where the voxel size is unknown.
         histogram: of their sizes.
+        at_edge: objects that touch an end of the image, which may cut them; None where objects were not measured.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ObjectFacts:
     voxels: Spread | None
     size_um: Spread | None
     histogram: Histogram | None
+    at_edge: int | None
 
 
 def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
@@ -84,7 +86,7 @@ def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
         return None
     voxel_um = voxel_size_um(opened)
     computed = sum(record.voxels for record in opened.segmented.values())
-    found = []
+    found, edges = [], _at_edge(opened)
     for entry, sizes in _sizes(opened):
         some = bool(sizes.size)
         found.append(
@@ -96,9 +98,39 @@ def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
                 Spread.of(sizes) if some else None,
                 Spread.of(sizes, voxel_um) if some and voxel_um is not None else None,
                 Histogram.of(sizes) if some else None,
+                None if edges is None else int(edges[entry.value]),
             )
         )
     return tuple(found)
+
+
+def object_centres(opened: Opened) -> NDArray[np.float64] | None:
+    """(objects, axes), in voxels; None where objects were not measured."""
+    axes = opened.plan.spatial_axes
+    columns = _columns(opened, [f"centroid_{axis}" for axis in axes])
+    return None if columns is None else np.stack([columns[f"centroid_{axis}"] for axis in axes], axis=1)
+
+
+def _at_edge(opened: Opened) -> NDArray[np.int64] | None:
+    """How many objects of each class value touch an end of the image."""
+    axes, shape = opened.plan.spatial_axes, opened.plan.levels[0].shape
+    columns = _columns(opened, ["class_value", *(f"bbox_{end}_{axis}" for end in ("min", "max") for axis in axes)])
+    if columns is None:
+        return None
+    touching = np.zeros(len(columns["class_value"]), dtype=bool)
+    for axis, size in zip(axes, shape, strict=True):
+        if size > 1:
+            touching |= (columns[f"bbox_min_{axis}"] == 0) | (columns[f"bbox_max_{axis}"] == size)
+    return np.bincount(columns["class_value"][touching], minlength=256)
+
+
+def _columns(opened: Opened, names: list[str]) -> dict[str, NDArray[Any]] | None:
+    if not opened.has_table:
+        return None
+    from unet_core.tables import read_objects_table
+
+    table = read_objects_table(opened.result.url, names)
+    return {name: table.column(name).to_numpy() for name in names}
 
 
 def voxel_size_um(opened: Opened) -> float | None:

@@ -17,7 +17,7 @@ from unet_core.pictures import Scene, ShownClass
 from unet_core.plan import INSTANCES_PATH, Plan
 from unet_core.result import Result, open_result
 from unet_core.resume import wanted_records, wanted_units
-from unet_core.stages import INSTANCES_STAGE, JOIN_STAGE
+from unet_core.stages import INSTANCES_STAGE, JOIN_STAGE, TABLE_STAGE
 from unet_core.store import Store, open_store
 from unet_core.volumes import open_volume
 from unet_core.volumes.chunk_cache import CACHE_BYTES, CachedVolume, ChunkCache
@@ -70,6 +70,11 @@ class Opened:
     def is_joined(self) -> bool:
         """Whether objects are known, and how large they are."""
         return self.plan.instances is not None and self.is_done(JOIN_STAGE)
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the table of objects is there."""
+        return self.plan.measure is not None and self.is_done(TABLE_STAGE)
 
     @cached_property
     def source(self) -> Source:

@@ -27,6 +27,8 @@ _STAGES = {  # how stages are told, several in one row
     "join": "objects",
     "instances": "objects",
     "instances-level": "objects",
+    "measure": "measurements",
+    "table": "measurements",
 }
 _WRITING = ("segment", "level", "instances", "instances-level")  # stages that write voxels
 _FEWEST_DRAWN = 10  # objects of which a histogram is worth its place

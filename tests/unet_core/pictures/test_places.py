@@ -11,7 +11,6 @@ from tests.unet_core.pictures.scenes import scene_of
 from tests.unet_core.pictures.test_scene import colour, random_labels
 from unet_core.geometry import Box
 from unet_core.pictures import choose_places, places
-from unet_core.pictures.places import uncertainty_of
 from unet_core.volumes.array import ArrayVolume
 
 
@@ -77,12 +76,14 @@ def test_places_of_a_volume_are_planes_of_several_sections() -> None:
     assert sample.candidates == 11 * 2 * 2  # 33 sections in slabs of 3
 
 
-def test_uncertainty_is_the_entropy_of_classes_or_of_each_region() -> None:
-    shares = np.random.default_rng(0).random((3, 7, 9)).astype(np.float32)
-    expected = entropy(shares / shares.sum(0), base=3, axis=0).mean()
-    assert uncertainty_of(shares, False) == pytest.approx(expected, rel=1e-4)
-    regions = np.mean([entropy(np.stack([share, 1 - share]), base=2, axis=0).mean() for share in shares])
-    assert uncertainty_of(shares, True) == pytest.approx(regions, rel=1e-4)
-    certain = np.zeros((2, 3, 3), np.float32)
-    certain[1] = 1
-    assert uncertainty_of(certain, False) == uncertainty_of(certain, True) == 0
+def test_the_densest_place_of_a_huge_image_is_found_by_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "CANDIDATES", 4)
+    labels = np.zeros((300, 300), dtype=np.uint8)
+    labels[::29, ::31] = 1
+    labels[104:120:2, 150:166:2] = 1
+    ids = label(labels).astype(np.uint64)
+    centres = np.argwhere(ids) + 0.0
+    scene = scene_of(colour(0, (300, 300)), labels, (30, 30), ids=ids)
+    (first, *_) = choose_places(scene, 20, 1, centres=centres).places
+    assert (first.why, first.box.start) == ("densest", (100, 140))
+    assert choose_places(scene, 20, 1).places[0].objects < 39 <= first.objects

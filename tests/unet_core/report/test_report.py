@@ -50,6 +50,18 @@ def computed_mask(shape: tuple[int, ...], block_shape: tuple[int, ...], roi: str
     return mask
 
 
+def objects_of(
+    value: int, components: NDArray[Any], labels: NDArray[Any], min_voxels: int
+) -> list[tuple[NDArray[np.int64], ...]]:
+    """Where the voxels of each object of a class lie."""
+    found = [np.nonzero(components == number) for number in range(1, int(components.max()) + 1)]
+    return [where for where in found if len(where[0]) >= min_voxels and labels[tuple(axis[0] for axis in where)] == value]
+
+
+def touches_edge(where: tuple[NDArray[np.int64], ...], shape: tuple[int, ...]) -> bool:
+    return any(axis.min() == 0 or axis.max() == size - 1 for axis, size in zip(where, shape, strict=True))
+
+
 CASES = [
     ((75, 93), (32, 16), None, (0.5, 0.25), 1),
     ((75, 93), (16, 32), "20:45,40:70", (0.5, 0.25), 7),
@@ -105,6 +117,9 @@ def test_areas_and_objects_are_those_of_the_whole_arrays(
         assert entry["size_um"] == (pytest.approx(scaled) if scaled else None)
         edges, bars = entry["histogram"]["edges"], entry["histogram"]["counts"]
         assert edges == sorted(set(edges))
+        assert entry["at_edge"] == sum(
+            1 for part in objects_of(number, components, labels, min_voxels) if touches_edge(part, shape)
+        )
         pairs = zip(edges, edges[1:], bars, strict=False)
         assert all(bar == sum(low <= size < high for size in own) for low, high, bar in pairs)
         assert sum(bars) == own.size
