@@ -109,6 +109,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(f"{summary['status']}: {summary['output']}")
     print(f"  {summary['computed']} of {summary['blocks']} blocks computed in {summary['seconds']:.1f} s, ", end="")
     print(f"{summary['voxels_per_second'] / 1e6:.2f} Mvoxel/s" if summary["computed"] else "the others were there already")
+    for text in summary["skipped"]:
+        print(f"  {text}")
     if summary["passes"] > 1:
         print(f"  mean of {summary['passes']} passes of {', '.join(summary['models'])}")
     for name, count in summary["label_voxels"].items():

@@ -49,6 +49,11 @@ class RunOptions:
     """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5; z may be left out for a 2D model on a stack."""
     roi: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated."""
+    mask: str | None = None
+    """Image of the same extent at any resolution (not 0 is foreground), or outlines (.geojson, as QuPath exports them): whole blocks without
+    foreground are not computed and are background; inside the others nothing changes, also outside the mask."""
+    tissue: Flag = False
+    """Compute only blocks that hold tissue, found on a bright-field slide at a low resolution."""
     cluster: str = "local"
     """serial, local, or the address of a dask scheduler (tcp://HOST:PORT)."""
     workers: Whole = 2
@@ -110,6 +115,8 @@ class RunOptions:
             "series",
             "time",
             "roi",
+            "mask",
+            "tissue",
             "device",
             "precision",
             "threads",

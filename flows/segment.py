@@ -189,6 +189,6 @@ def _markdown(summary: RunSummary) -> str:
         "",
         f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s.",
     ]
-    lines += [f"- {text}" for text in (*summary.warnings, *summary.failures)]
+    lines += [f"- {text}" for text in (*summary.skipped, *summary.warnings, *summary.failures)]
     lines += [f"- seams: {score.sentence(axis)}" for axis, score in summary.seams.items()]
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from unet_core.errors import GridError
@@ -190,3 +191,34 @@ class BlockGrid:
         for offset in range(cover.voxel_count):
             local = BlockGrid(cover.shape, (1,) * cover.ndim).coordinates(offset)
             yield self.index(tuple(a + b for a, b in zip(local, cover.start, strict=True)))
+
+
+def positions_in(box: Box) -> Iterator[Shape]:
+    """Every position inside a box, the last axis fastest."""
+    return product(*(range(first, last) for first, last in zip(box.start, box.stop, strict=True)))
+
+
+def boxes_of(positions: Iterable[Shape]) -> Iterator[Box]:
+    """Few boxes that hold each of ``positions`` once, and no other.
+
+    Example:
+        >>> [str(box) for box in boxes_of([(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)])]
+        ['0:2, 1:3', '2:3, 2:3']
+    """
+    left = set(positions)
+    for first in sorted(left):
+        if first not in left:
+            continue
+        region = Box.from_shape((1,) * len(first), first)
+        for axis in reversed(range(region.ndim)):
+            while left.issuperset(positions_in(beyond := _next_layer(region, axis))):
+                region = Box(region.start, beyond.stop)
+        left.difference_update(positions_in(region))
+        yield region
+
+
+def _next_layer(region: Box, axis: int) -> Box:
+    """The positions just after ``region`` along an axis."""
+    start, stop = list(region.start), list(region.stop)
+    start[axis], stop[axis] = region.stop[axis], region.stop[axis] + 1
+    return Box(tuple(start), tuple(stop))

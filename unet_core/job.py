@@ -63,6 +63,17 @@ class SegmentationJob(BaseModel):
         title="Regions",
         description="Segment only the blocks that touch these boxes, e.g. '0:1024,512:2048', in voxels of the level.",
     )
+    mask: str | None = Field(
+        None,
+        title="Mask",
+        description="Image of the same extent at any resolution (not 0 is foreground), or outlines as GeoJSON: blocks without foreground are "
+        "not computed, and are background.",
+    )
+    tissue: bool = Field(
+        False,
+        title="Tissue",
+        description="Compute only the blocks of a bright-field slide that hold tissue, found at a low resolution.",
+    )
     block_shape: tuple[Positive, ...] | None = Field(
         None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
     )
@@ -146,9 +157,13 @@ def check_places(job: SegmentationJob) -> None:
     Raises:
         InputError: naming the option, its value and the reason.
     """
-    for option, place in (("image", job.image), ("output", job.output), *(("model", model) for model in job.models)):
+    masks = () if job.mask is None else (job.mask,)
+    places = [("image", job.image), ("output", job.output), *(("model", model) for model in job.models)]
+    for option, place in (*places, *(("mask", mask) for mask in masks)):
         check_location(option, place)
     check_apart(job.output, "image", job.image)
+    for mask in masks:
+        check_apart(job.output, "mask", mask)
     for model in job.models:
         # What is no place is the name of a bundled model, or not found later.
         if is_remote(model) or os.path.exists(local_path(model)):

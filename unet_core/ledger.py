@@ -51,6 +51,32 @@ class StoredShard(_Record):
     empty: bool
 
 
+class MaskRecord(_Record):
+    """A mask that left out blocks: what it was, and how far it went.
+
+    Args:
+        kind: ``image`` (voxels that are not 0), ``outlines`` (polygons), or ``tissue`` (found on the slide itself).
+        source: URL.
+        sha256: of what tells the foreground: of the image's fingerprint, of the outlines' bytes, of the cells with tissue.
+        scale: voxels of the segmented level that one voxel of the mask covers.
+        grown: voxels by which the mask was grown before blocks without foreground were skipped.
+        skipped: blocks of the finest level that were asked for and hold none.
+        facts: further parameters and numbers.
+    """
+
+    kind: str
+    source: str
+    sha256: str
+    scale: tuple[float, ...]
+    grown: tuple[int, ...]
+    skipped: int
+    facts: dict[str, Any]
+
+    def sentence(self) -> str:
+        where = {"tissue": "that hold no tissue", "outlines": f"outside the outlines of {self.source}"}
+        return f"{self.skipped} blocks skipped {where.get(self.kind, f'where mask {self.source} is 0')}"
+
+
 class Request(_Record):
     """Which blocks are wanted, and where image and model lie; may grow, and is no part of the plan.
 
@@ -61,7 +87,8 @@ class Request(_Record):
         further_models: likewise; written only if there are any.
         device: that workers use.
         trust_model: the user's word, for the run that wrote this, that the code in a model may run.
-        roi: boxes in voxels of the level, as ((start), (stop)); None for everything.
+        roi: boxes in voxels of the level, as ((start), (stop)); None for everything. Masks leave boxes of whole blocks.
+        masks: that left out the other blocks, of this run and of those before it; written only if there are any.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -72,10 +99,11 @@ class Request(_Record):
     device: str
     trust_model: bool = False
     roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
+    masks: tuple[MaskRecord, ...] = ()
 
     @pydantic.model_serializer(mode="wrap")
     def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name != "further_models" or value}
+        return {name: value for name, value in dump(self).items() if name not in ("further_models", "masks") or value}
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from unet_core.block_shapes import chunk_shape_for
 from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, objects_bytes, stacked_shapes, voxel_bytes
 from unet_core.ensemble import Ensemble, check_alike
 from unet_core.errors import VolumeError
+from unet_core.foreground.asked import apply_masks
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
 from unet_core.job import SegmentationJob, check_places, parse_box
@@ -65,7 +66,8 @@ class Planned:
             **_averaging(plan),
             **({"sections": f"2D model, section by section: {finest.shape[0]} sections along z"} if plan.by_section else {}),
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
-            + (" (a region of them)" if self.request.roi else ""),
+            + (" (a region of them)" if self.request.roi and not self.request.masks else ""),
+            **({"foreground": _foreground(self)} if self.request.masks else {}),
             "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
             "reads": f"{plan.footprint.read_shape} voxels a {'tile' if plan.tile_shape else 'block'}, {read / write:.2f} x what it writes",
             "exact": plan.exact,
@@ -120,6 +122,8 @@ def resolve(job: SegmentationJob) -> Planned:
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
+    wanted, masks = apply_masks(job, opened, block_shape, wanted)
+    regions = wanted or regions
     read = [_read_region(ensemble, block_shape, tile_shape, box, shape) for box in regions]
     absent = _check_readable(source, read, job)
     models = tuple(
@@ -182,6 +186,7 @@ def resolve(job: SegmentationJob) -> Planned:
         device=device,
         trust_model=job.trust_model,
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
+        masks=masks,
     )
     warnings = [package.network.why_unproven for package in ensemble.packages if isinstance(package.network, OpaqueNetwork)]
     amplification = prod(plan.footprint.read_shape) / prod(plan.pass_shape)
@@ -201,6 +206,13 @@ def resolve(job: SegmentationJob) -> Planned:
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
     return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box)
+
+
+def _foreground(planned: Planned) -> str:
+    """What masks leave."""
+    grid, boxes = planned.plan.stages[0].grid, [Box(*bounds) for bounds in planned.request.roi or ()]
+    count = len({index for box in boxes for index in grid.touching(box)}) if boxes else grid.block_count
+    return f"{count} blocks to compute; {'; '.join(mask.sentence() for mask in planned.request.masks)}"
 
 
 def _instances(plan: Plan) -> dict[str, str]:

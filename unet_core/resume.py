@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import combinations, product
 from operator import add, sub
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unet_core import ledger, output
 from unet_core.differences import first_difference
 from unet_core.errors import ResumeError
-from unet_core.geometry import BlockGrid, Box
+from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
@@ -89,8 +93,9 @@ def _grown(earlier: Request | None, wanted: Request) -> Request:
     if earlier is None or earlier.plan != wanted.plan:
         return wanted
     if earlier.roi is None or wanted.roi is None:
-        return wanted.model_copy(update={"roi": None})
-    return wanted.model_copy(update={"roi": tuple(sorted({*earlier.roi, *wanted.roi}))})
+        return wanted.model_copy(update={"roi": None, "masks": ()})
+    masks = (*earlier.masks, *(mask for mask in wanted.masks if mask not in earlier.masks))
+    return wanted.model_copy(update={"roi": tuple(sorted({*earlier.roi, *wanted.roi})), "masks": masks})
 
 
 def _short(value: Any) -> str:
@@ -123,12 +128,22 @@ def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
     box = stage.grid.block(index)
     for level in reversed(plan.levels[1 : stage.level + 1]):
         box = box.scale_up(level.factor)
-    regions = (Box(start, stop).scale_down(plan.block_shape).scale_up(plan.block_shape) for start, stop in request.roi)
-    whole = Box.from_shape(plan.levels[0].shape)
-    if any(not box.intersect(region).intersect(whole).is_empty for region in regions):
+    starts, stops = _whole_blocks(request.roi, plan.block_shape, plan.levels[0].shape)
+    if ((starts < box.stop) & (stops > box.start)).all(axis=1).any():
         return True
     finest = plan.stages[0]
     return stage.kind == "parts" and _meet(stage.grid, index, lambda other: is_wanted(plan, request, finest, other))
+
+
+@lru_cache(maxsize=8)
+def _whole_blocks(
+    regions: tuple[tuple[Shape, Shape], ...], block_shape: Shape, shape: Shape
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First voxels of the blocks that regions touch, and the ones after their last; masks leave many regions."""
+    boxes = [
+        Box(start, stop).scale_down(block_shape).scale_up(block_shape).intersect(Box.from_shape(shape)) for start, stop in regions
+    ]
+    return np.array([box.start for box in boxes]), np.array([box.stop for box in boxes])
 
 
 def _before(grid: BlockGrid, chosen: set[int]) -> set[int]:

@@ -55,6 +55,7 @@ class RunSummary:
         plan: id.
         blocks: wanted by the request.
         computed: of these in this run; the others were found in the ledger.
+        skipped: what each mask of this run left out, in a sentence.
         voxels: segmented in this run.
         read_amplification: bytes of voxels decoded for each byte of the image that this run segmented; None if it segmented nothing.
         seconds: wall time of this run.
@@ -82,6 +83,7 @@ class RunSummary:
     area_um: dict[str, float] | None
     area_unit: str
     instances: dict[str, int] | None = None
+    skipped: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     passes: int = 1
     failures: list[str] = field(default_factory=list)
@@ -187,10 +189,11 @@ def finish(
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         instances=None if failures or plan.instances is None else _instances(store, plan, request),
+        skipped=[mask.sentence() for mask in planned.request.masks],
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
         failures=failures,
-        warnings=[*planned.warnings, *_mixed(segmented), *unmeasured],
+        warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(segmented), *unmeasured],
         hardware=sorted({record.hardware for record in segmented}),
         seams=seams,
     )
@@ -217,6 +220,13 @@ def _seams(output_url: str) -> tuple[dict[str, Seam], list[str]]:
         return measure_seams(output_url), []
     except (UnetCoreError, OSError) as error:
         return {}, [f"seam score not measured: {error}; 'unet seams {output_url}' measures it."]
+
+
+def _asked_before(asked: Request, request: Request) -> list[str]:
+    """A warning if a mask leaves out less than it says, since an earlier run of the output wanted more."""
+    if not asked.masks or asked.id == request.id:
+        return []
+    return ["Earlier runs of this output asked for blocks that a mask of this one skips; they stay wanted."]
 
 
 def _mixed(records: list[Record]) -> list[str]:

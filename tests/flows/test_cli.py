@@ -57,6 +57,24 @@ def test_segment_plan_status_and_resume(
     assert (code, json.loads(out.splitlines()[-1])["state"]) == (0, "complete")
 
 
+def test_a_mask_is_said_by_plan_and_summary(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    mask = np.zeros((90, 70), "u1")
+    mask[:9, :9] = 1
+    zarr.create_array(tmp_path / "mask.zarr", data=mask, chunks=(90, 70))
+    common = (make_image((90, 70)), tmp_path / "out", "--model", make_model(), "--block-shape", "32,32", "--mask")
+    code, out, _ = call(monkeypatch, capsys, "plan", *common, tmp_path / "mask.zarr", "--json")
+    skipped = f"8 blocks skipped where mask {tmp_path}/mask.zarr is 0"
+    assert json.loads(out.splitlines()[-1])["foreground"] == f"1 blocks to compute; {skipped}"
+    code, out, _ = call(monkeypatch, capsys, "segment", *common, tmp_path / "mask.zarr", "--cluster", "serial", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["skipped"]) == (0, [skipped])
+    assert "  1 of 1 blocks computed" in out
+    assert f"  {skipped}" in out.splitlines()
+    code, out, err = call(monkeypatch, capsys, "segment", *common, tmp_path / "none.png", "--cluster", "serial")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 BAD: list[tuple[str, tuple[str, ...], str]] = [
     ("unknown option", ("--devise", "cpu"), "devise"),
     ("absent device", ("--device", "cuda:7"), "this machine has"),

@@ -177,8 +177,9 @@ def _check_computed(result: Result, pair: Pair) -> None:
     for box in result.unwanted_blocks():
         if not pair.meaning.is_ignored(pair.reference.read(box)[0]).all():
             raise InputError(
-                f"{result.url} was not computed at {box}, which --roi left out and which would count as background. Segment again "
-                "without --roi, which computes what is missing, or mark such voxels in the reference and name their value with --ignore."
+                f"{result.url} was not computed at {box}, which --roi or a mask left out and which would count as background. Segment "
+                "again without --roi, --mask and --tissue, which computes what is missing, or mark such voxels in the reference and name "
+                "their value with --ignore."
             )
 
 

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
 from math import prod
 from threading import Lock
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.geometry import Box, Shape
+from unet_core.geometry import Box, Shape, boxes_of, positions_in
 from unet_core.volumes.protocol import LaidOut, Volume, check_inside
 
 CACHE_BYTES = 256 << 20  # of decoded chunks that a process keeps, at most
@@ -54,7 +52,7 @@ class ChunkCache:
         out = np.empty((volume.channel_count, *box.shape), dtype=volume.dtype)
         with self._lock:
             absent = set()
-            for position in _positions(cover):
+            for position in positions_in(cover):
                 chunk = self._kept.get(position)
                 if chunk is None:
                     absent.add(position)
@@ -62,12 +60,12 @@ class ChunkCache:
                 self._kept.move_to_end(position)
                 _paste(out, box, chunk, self._chunks(Box.from_shape((1,) * box.ndim, position)))
             decoded = 0
-            for region in _regions(absent):
+            for region in boxes_of(absent):  # one read of many chunks is faster than many of one
                 place = self._chunks(region)
                 values = volume.read(place)
                 decoded += values.nbytes
                 _paste(out, box, values, place)
-                for position in _positions(region):
+                for position in positions_in(region):
                     self._keep(position, values, place)
         return out, decoded
 
@@ -148,28 +146,3 @@ def _paste(out: NDArray[Any], box: Box, values: NDArray[Any], place: Box) -> Non
     shared = box.intersect(place)
     target, origin = (shared.shift(tuple(-first for first in around.start)).slices() for around in (box, place))
     out[(slice(None), *target)] = values[(slice(None), *origin)]
-
-
-def _positions(region: Box) -> Iterator[Shape]:
-    """Positions of the chunks of a box of chunks, the last axis fastest."""
-    return itertools.product(*(range(first, last) for first, last in zip(region.start, region.stop, strict=True)))
-
-
-def _regions(positions: set[Shape]) -> Iterator[Box]:
-    """Few boxes that hold each of ``positions`` once, and no other: one read of many chunks is faster than many of one."""
-    left = set(positions)
-    while left:
-        first = min(left)
-        region = Box.from_shape((1,) * len(first), first)
-        for axis in reversed(range(region.ndim)):
-            while left.issuperset(_positions(beyond := _next_layer(region, axis))):
-                region = Box(region.start, beyond.stop)
-        left.difference_update(_positions(region))
-        yield region
-
-
-def _next_layer(region: Box, axis: int) -> Box:
-    """The chunks just after ``region`` along an axis."""
-    start, stop = list(region.start), list(region.stop)
-    start[axis], stop[axis] = region.stop[axis], region.stop[axis] + 1
-    return Box(tuple(start), tuple(stop))
