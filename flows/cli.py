@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError
 from flows import settings
 from flows.convert_commands import convert
 from flows.evaluate_commands import evaluate
+from flows.export_commands import export_result
 from flows.foreign_commands import export, import_, import_torchscript
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
@@ -46,6 +47,7 @@ app.command(evaluate)
 app.command(report)
 app.command(sample)
 app.command(convert)
+app.command(export_result, name="export")
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

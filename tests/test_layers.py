@@ -23,6 +23,7 @@ WITHOUT_TORCH = (
     "postprocess",
     "evaluation",
     "conversion",
+    "exports",
 )
 
 

@@ -262,7 +262,7 @@ class LocalStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         own = self._path(OWN_FOLDER)  # refused if it is a link out of the root
         folder = own if own.is_dir() else path.parent
-        part = folder / f".{path.name}.{_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}"
+        part = folder / f".{path.name}.{this_writer()}.{uuid.uuid4().hex}{_PART_SUFFIX}"
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -316,7 +316,7 @@ class LocalStore:
         oldest = time.time() - LEFTOVER_SECONDS
         for part in self._path(OWN_FOLDER).glob(f".*{_PART_SUFFIX}"):
             with suppress(FileNotFoundError):
-                if part.stat().st_mtime < oldest or _is_gone(part.name.split(".")[-3]):
+                if part.stat().st_mtime < oldest or writer_is_gone(part.name.split(".")[-3]):
                     part.unlink()
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
@@ -325,15 +325,15 @@ class LocalStore:
         return ZarrLocalStore(self.root, read_only=read_only)
 
 
-def _writer() -> str:
+def this_writer() -> str:
     """This process, among all that may write to a shared disk."""
     return f"{socket.gethostname().replace('.', '-')}@{os.getpid()}"
 
 
-def _is_gone(writer: str) -> bool:
+def writer_is_gone(writer: str) -> bool:
     """Whether the process that began a part is known to be gone: one of this machine that does not run any more."""
     host, _, process = writer.partition("@")
-    if host != _writer().partition("@")[0] or not process.isdecimal():
+    if host != this_writer().partition("@")[0] or not process.isdecimal():
         return False
     try:
         os.kill(int(process), 0)

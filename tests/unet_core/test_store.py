@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unet_core.errors import InputError
-from unet_core.store import _writer, check_url, local_path, open_store, redacted, storage_errors
+from unet_core.store import check_url, local_path, open_store, redacted, storage_errors, this_writer
 
 WRITER = """
 import sys
@@ -41,7 +41,7 @@ def test_a_put_that_is_killed_leaves_a_whole_object(tmp_path: Path) -> None:
 def test_only_parts_of_writers_that_are_gone_are_deleted(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put(".unet/plan.json", b"{}")
-    mine, foreign = (tmp_path / ".unet" / f".key.{writer}.0.unet-part" for writer in (_writer(), "elsewhere@1"))
+    mine, foreign = (tmp_path / ".unet" / f".key.{writer}.0.unet-part" for writer in (this_writer(), "elsewhere@1"))
     mine.touch()
     foreign.touch()
     store.delete_leftovers()
