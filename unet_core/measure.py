@@ -31,7 +31,7 @@ from unet_core.stages import INSTANCES_STAGE, MEASURE_STAGE, SEGMENT_STAGE, meas
 from unet_core.store import Store
 
 TABLE_KEY = "tables/objects.parquet"
-ROW_GROUP = 1 << 16  # objects that are put together at a time; part of the bytes of the table
+ROW_GROUP = 1 << 15  # objects that are put together at a time; part of the bytes of the table
 
 _FOLDER = f"{ledger.FOLDER}/measure"
 _READERS = 8
@@ -97,7 +97,7 @@ def table_objects(store: Store, plan: Plan, request: Request) -> dict[str, bytes
 
 
 def _row_groups(store: Store, plan: Plan, request: Request) -> Iterator[dict[str, Column]]:
-    """Columns of the objects 1 to 65,536, then of the next as many; a block is read again for each group that it has objects of."""
+    """Columns of the first objects, then of the next as many; a block is read again for each group that it has objects of."""
     grid, measured = plan.stage(MEASURE_STAGE).grid, measured_of(plan)
     wanted = list(wanted_units(plan, request, plan.stage(MEASURE_STAGE)))
     with ThreadPoolExecutor(_READERS) as readers:

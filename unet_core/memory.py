@@ -22,7 +22,7 @@ _MEASURE_BYTES = 28  # a voxel: ids twice, and what tells the borders of objects
 _MEASURE_VOXELS = (
     16  # of an object, on the average, at least; where smaller ones fill a block, more memory is needed than planned
 )
-_MEASURE_FIXED_BYTES = 400 << 20  # a group of rows of the table, or the voxels of a band
+_MEASURE_FIXED_BYTES = 288 << 20  # a group of rows of the table, or the voxels of a band
 _LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,16 @@ def test_of_the_segmentation_only_labels_are_read_again(job_of: Callable[..., An
     true = worker.compute_unit
 
     def compute(unit: Any) -> None:
-        get = type(unit.worker.store).get
+        get, here = type(unit.worker.store).get, get_ident()  # another thread commits, and reads back what it wrote
+
+        def note(store: Any, key: str) -> bytes:
+            if get_ident() == here:
+                read.append(key)
+            return bytes(get(store, key))
+
         with monkeypatch.context() as patch:
             if unit.stage.kind in ("parts", "instances"):
-                patch.setattr(type(unit.worker.store), "get", lambda self, key: read.append(key) or get(self, key))
+                patch.setattr(type(unit.worker.store), "get", note)
             true(unit)
 
     monkeypatch.setattr(worker, "compute_unit", compute)
