@@ -73,6 +73,10 @@ class S3Store:
         with self._at(key):
             return bytes(obstore.get(self._store, key).bytes())
 
+    def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
+        with self._at(key):
+            return bytes(obstore.get_range(self._store, key, start=start, length=size_bytes))
+
     def put(self, key: str, data: bytes) -> None:
         with self._at(key):
             obstore.put(self._store, key, data)

@@ -56,6 +56,9 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """The object's bytes; FileNotFoundError if there is none."""
 
+    def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
+        """Bytes of an object from ``start`` on, fewer where it ends before; FileNotFoundError if there is none."""
+
     def put(self, key: str, data: bytes) -> None:
         """Store ``data`` under ``key``, replacing what is there."""
 
@@ -223,6 +226,15 @@ class LocalStore:
                 raise FileNotFoundError(
                     errno.ENOENT, "no file, since a folder or file lies where the other should", key
                 ) from None
+
+    def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
+        with storage_errors(f"{self.root}/{key}"):
+            try:
+                with self._path(key).open("rb") as file:
+                    file.seek(start)
+                    return file.read(size_bytes)
+            except (IsADirectoryError, NotADirectoryError):
+                raise FileNotFoundError(errno.ENOENT, "a folder, or nothing below a file", key) from None
 
     def put(self, key: str, data: bytes) -> None:
         with self._writing(key):

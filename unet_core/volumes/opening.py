@@ -9,6 +9,7 @@ from unet_core.errors import VolumeError
 from unet_core.nearest import near_path
 from unet_core.store import CONVERSION_KEY, OWN_FOLDER, check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
+from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS
 
 # A format is one file and one line here (and one line in _format_of): a function (url, selection) -> Volume.
@@ -16,8 +17,11 @@ FORMATS: dict[str, str] = {
     "zarr": "unet_core.volumes.ome_zarr:open_node",
     "tiff": "unet_core.volumes.tiff:open_tiff",
     "picture": "unet_core.volumes.picture:open_picture",
+    "precomputed": "unet_core.volumes.precomputed:open_precomputed",
+    "n5": "unet_core.volumes.n5:open_n5",
 }
 
+_READ = "Zarr, N5, precomputed, TIFF, SVS, PNG and JPEG"
 _MAGIC = (
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
@@ -47,8 +51,8 @@ def open_volume(
     """Open an image at one of its resolutions; reads metadata only.
 
     Args:
-        url: local path, ``file://`` or ``s3://`` URL of a Zarr array, an OME-Zarr image (0.4, 0.5), a TIFF, OME-TIFF or SVS, a
-            PNG or a JPEG; may point inside a store.
+        url: local path, ``file://`` or ``s3://`` URL of a Zarr array, an OME-Zarr image (0.4, 0.5), an N5 dataset or group of scales, a
+            Neuroglancer precomputed volume, a TIFF, OME-TIFF or SVS, a PNG or a JPEG; may point inside a store.
         level: resolution, 0 the finest.
         series: which image of a file that holds several.
         time: which time point of an image with several.
@@ -88,9 +92,9 @@ def _format_of(url: str) -> str:
             return name
     for magic, what, remedy in _FOREIGN:
         if head.lstrip().startswith(magic):
-            raise VolumeError(f"unknown format: {url} (looks like {what}; {remedy}); Zarr, TIFF, SVS, PNG and JPEG are read.")
+            raise VolumeError(f"unknown format: {url} (looks like {what}; {remedy}); {_READ} are read.")
     looks = "it is empty" if not head else f"begins with {head[:8]!r}"
-    raise VolumeError(f"unknown format: {url} ({looks}); Zarr, TIFF, SVS, PNG and JPEG are read.")
+    raise VolumeError(f"unknown format: {url} ({looks}); {_READ} are read.")
 
 
 def _folder_format(url: str, names: tuple[str, ...]) -> str:
@@ -98,8 +102,10 @@ def _folder_format(url: str, names: tuple[str, ...]) -> str:
         return "zarr"
     if OWN_FOLDER in names and open_store(url).exists(CONVERSION_KEY):
         raise VolumeError(f"{url} is an unfinished conversion; run 'unet convert' of the same source again to finish it.")
-    if "attributes.json" in names:
-        raise VolumeError(f"unknown format: {url} (looks like N5; convert it to Zarr); Zarr, TIFF, SVS, PNG and JPEG are read.")
+    if "attributes.json" in names or ("s0" in names and open_store(url).exists("s0/attributes.json")):
+        return "n5"
+    if "info" in names and isinstance((read_document(open_store(url), "info") or {}).get("scales"), list):
+        return "precomputed"
     inside = [name for name in names if not name.startswith(".")][:3]
     holds = f"it holds {', '.join(inside)}" if inside else "it is empty"
     raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}, {holds}; point to a folder that holds one, or to a file.")

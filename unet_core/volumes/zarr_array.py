@@ -196,13 +196,19 @@ def plain_axes(metadata: ArrayMetadata, where: str) -> str:
         raise VolumeError(
             f"axes: {shown} of {where}; one of t c z y x each, ending in y x, are read: correct dimension_names, or leave them out."
         )
-    shape = metadata.shape
-    if len(shape) == 3 and shape[-1] in (3, 4) and metadata.dtype.kind == "u":
+    axes = usual_axes(metadata.shape, metadata.dtype)
+    if axes is None:
+        raise VolumeError(
+            f"axes: {where} has {len(metadata.shape)} dims without names; 2 to 5 are read: name them with dimension_names."
+        )
+    return axes
+
+
+def usual_axes(shape: Shape, dtype: np.dtype[Any]) -> str | None:
+    """What dimensions without names mean by their number; three or four unsigned values at the end are colours."""
+    if len(shape) == 3 and shape[-1] in (3, 4) and dtype.kind == "u":
         return "yxc"
-    usual = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
-    if len(shape) not in usual:
-        raise VolumeError(f"axes: {where} has {len(shape)} dims without names; 2 to 5 are read: name them with dimension_names.")
-    return usual[len(shape)]
+    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(len(shape))
 
 
 def canonical(disk_axes: str, values: Shape) -> Shape:
