@@ -8,6 +8,7 @@ from cyclopts import App
 
 from flows.options import Flag
 from flows.printing import print_json
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from unet_core.model_package import ModelPackage
@@ -34,7 +35,7 @@ def models(*, json: Flag = False, debug: Flag = False) -> int:
             }
         )
         held_out = f"; held-out IoU {score['iou_pooled']} on {score['images']} images" if score else ""
-        print(f"{name}: {len(description.input_channels)} channels -> {classes}{held_out}")
+        print(f"{name}: {counted(len(description.input_channels), 'channel')} -> {classes}{held_out}")
     if json:
         print_json(rows)
     return 0

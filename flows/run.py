@@ -18,6 +18,7 @@ from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
 from unet_core.store import absolute, open_store
+from unet_core.wording import counted
 
 Runner = Callable[[str | None, Agenda], tuple[list[Record], list[str]]]
 
@@ -63,8 +64,8 @@ def check_memory(planned: Planned, cluster: str, workers: int) -> None:
     count = workers if cluster == "local" else 1
     if count * planned.memory_bytes > available:
         raise MemoryBudgetError(
-            f"block needs {planned.memory_bytes / 2**30:.1f} GiB in each of {count} workers, this machine has {available / 2**30:.1f} GiB; "
-            "use fewer --workers or a smaller --block-shape."
+            f"block needs {planned.memory_bytes / 2**30:.1f} GiB in each of {counted(count, 'worker')}, this machine has "
+            f"{available / 2**30:.1f} GiB; use fewer --workers or a smaller --block-shape."
         )
 
 

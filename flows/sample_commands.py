@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from flows.options import Flag, Whole, numbers_of
 from flows.printing import print_json
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from unet_core.corrections import SampleSummary
@@ -91,7 +92,7 @@ def _note(line: str) -> None:
 
 def _print_summary(summary: SampleSummary) -> None:
     size = " x ".join(str(side) for side in summary.size)
-    print(f"{summary.folder}: {len(summary.crops)} crops of {size} voxels by {summary.by}", end="")
+    print(f"{summary.folder}: {counted(len(summary.crops), 'crop')} of {size} voxels by {summary.by}", end="")
     print(f", {summary.total} in all" if summary.total > len(summary.crops) else "")
     for crop in summary.crops[:_SHOWN]:
         score = "" if crop["score"] is None else f"{summary.by} {crop['score']:.3f}, "

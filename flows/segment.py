@@ -23,6 +23,7 @@ from unet_core.errors import UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record
 from unet_core.segment import RunSummary
+from unet_core.wording import counted
 
 BATCH_COUNT = 20  # Prefect task runs of a stage, at most
 CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
@@ -34,7 +35,7 @@ class PartialRunError(UnetCoreError):
     """Some blocks failed; the others are committed."""
 
     def __init__(self, summary: RunSummary) -> None:
-        super().__init__(f"{len(summary.failures)} blocks failed, the others are kept: {summary.failures[0]}")
+        super().__init__(f"{counted(len(summary.failures), 'block')} failed, the others are kept: {summary.failures[0]}")
         self.summary = summary
 
 

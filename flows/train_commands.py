@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from flows import settings
 from flows.options import Flag, Whole, WholeOrNone
 from flows.printing import print_json
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from flows.training import TrainingJob
@@ -78,7 +79,10 @@ def train(
     )
     if plan_only:
         plan = plan_job(job, _note)
-        print(f"planned in {model_out}: {plan.options.steps} steps of {plan.options.crops.per_step} crops on {plan.ranks} ranks")
+        print(
+            f"planned in {model_out}: {counted(plan.options.steps, 'step')} of {counted(plan.options.crops.per_step, 'crop')} on "
+            f"{counted(plan.ranks, 'rank')}"
+        )
         return 0
     if flow or settings.prefect_api_url() is not None:
         summary = _train_flow(job)

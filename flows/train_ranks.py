@@ -19,6 +19,7 @@ from flows.rank import TARGET, as_json, resolve
 from flows.run import gpu_count
 from unet_core import errors
 from unet_core.errors import GroupError, JobError, UnetCoreError
+from unet_core.wording import counted
 
 RESTARTS = 3
 TIMEOUT_MINUTES = 5.0
@@ -67,7 +68,7 @@ def train_serially(folder: str, how: Supervision, on_progress: Callable[[Report]
         JobError: if more than one rank is asked.
     """
     if how.ranks != 1:
-        raise JobError(f"Cluster 'serial' has one process, {how.ranks} ranks are asked; use --cluster local.")
+        raise JobError(f"Cluster 'serial' has one process, --ranks is {how.ranks}; use --cluster local.")
     from unet_core.training.group import single
 
     more = {} if how.loaders is None else {"loaders": how.loaders}
@@ -131,7 +132,7 @@ def _check(how: Supervision, cluster: str) -> None:
         raise JobError("Cluster 'serial' has no workers; use --cluster local.")
     if cluster == "local" and how.device.startswith("cuda") and how.ranks > gpu_count(how.device):
         raise JobError(
-            f"{how.ranks} ranks are asked, this machine has {gpu_count(how.device)} GPUs; a rank needs one of its own."
+            f"--ranks is {how.ranks}, this machine has {counted(gpu_count(how.device), 'GPU')}; a rank needs one of its own."
         )
 
 
@@ -151,7 +152,8 @@ def _choose_workers(client: Client, how: Supervision, reasons: list[str]) -> lis
             kind = "workers with the resource GPU=1" if how.device.startswith("cuda") else "workers"
             before = f" after {'; '.join(reasons)}" if reasons else ""
             raise JobError(
-                f"{how.ranks} ranks are asked, the cluster has {len(able)} {kind}{before}; start more, or use fewer --ranks in a new training."
+                f"--ranks is {how.ranks}, the cluster has {len(able)} {kind}{before}; start more, or use fewer "
+                "--ranks in a new training."
             )
         time.sleep(0.2)
 

@@ -11,6 +11,7 @@ from unet_core.errors import ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
 from unet_core.volumes.reflect import folded
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
@@ -193,7 +194,7 @@ def _level_sizes(job: SegmentationJob, volume: Volume, dims: int) -> list[tuple[
         return stated
     spatial, count = volume.spatial_axes, len(job.voxel_size_um)
     if count not in (len(spatial), min(dims, len(spatial))):
-        raise VolumeError(f"--voxel-size has {count} numbers, the image has the axes {spatial}; give one an axis.")
+        raise VolumeError(f"--voxel-size has {counted(count, 'number')}, the image has the axes {spatial}; give one an axis.")
     base, sizes = stated[0], []
     for entry, own in zip(volume.levels, stated, strict=True):
         shapes = zip(_spatial(volume, volume.levels[0].shape), _spatial(volume, entry.shape), strict=True)

@@ -15,6 +15,7 @@ from unet_core.places import check_apart, check_location
 from unet_core.store import is_remote, local_path
 from unet_core.symmetries import SymmetrySet
 from unet_core.validation import first_problem
+from unet_core.wording import counted
 
 Positive = Annotated[int, Field(ge=1)]
 # In micrometre: from a hundredth of an atom to a metre, so that areas and volumes stay finite numbers.
@@ -184,7 +185,7 @@ def parse_box(text: str, shape: tuple[int, ...]) -> Box:
     except ValueError:
         example = ",".join(f"0:{size}" for size in shape)
         raise JobError(
-            f"roi '{text}' is not a box of {len(shape)} axes; write first:last for each axis, e.g. '{example}'."
+            f"roi '{text}' is not a box of {counted(len(shape), 'axis', 'axes')}; write first:last for each axis, e.g. '{example}'."
         ) from None
     if any(not 0 <= low < high for low, high in zip(start, stop, strict=True)):
         raise JobError(f"roi '{text}' covers nothing of the image, which has {shape} voxels; use bounds inside it.")

@@ -18,6 +18,7 @@ from unet_core.model_heads import LabelClass as LabelClass
 from unet_core.model_heads import check_heads, label_head
 from unet_core.store import open_store
 from unet_core.validation import first_problem, shorten
+from unet_core.wording import counted
 
 SCHEMA = 1
 DESCRIPTION_FILE = "model.json"
@@ -190,7 +191,9 @@ def check_description(description: ModelDescription, url: str) -> None:
     """
     check_heads(description.heads, description.classes, _channel_argument(description, "classes", url), url)
     if description.network.name == TORCHSCRIPT and (len(description.heads) > 1 or description.label_head is None):
-        raise ModelPackageError(f"{url}: {len(description.heads)} heads; TorchScript has one, of kind classes or regions.")
+        raise ModelPackageError(
+            f"{url}: {counted(len(description.heads), 'head')}; TorchScript has one, of kind classes or regions."
+        )
     _check_normalisation(description, url)
 
 
@@ -226,12 +229,13 @@ def _check_normalisation(description: ModelDescription, url: str) -> None:
     count = _channel_argument(description, "in_channels", url)
     if count != len(description.input_channels):
         raise ModelPackageError(
-            f"{url}: the network takes {count} channels, input_channels names {len(description.input_channels)}."
+            f"{url}: the network takes {counted(count, 'channel')}, input_channels names {len(description.input_channels)}."
         )
     stated = description.normalisation
     if isinstance(stated, FixedNormalisation) and {len(stated.offset), len(stated.scale)} != {count}:
         raise ModelPackageError(
-            f"{url}: normalisation has {len(stated.offset)} offsets for {count} channels and {len(stated.scale)} scales; give one each."
+            f"{url}: normalisation has {counted(len(stated.offset), 'offset')} for {counted(count, 'channel')} and "
+            f"{counted(len(stated.scale), 'scale')}; give one each."
         )
     if isinstance(stated, ImageNormalisation) and stated.low >= stated.high:
         raise ModelPackageError(

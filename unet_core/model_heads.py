@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import ModelPackageError
 from unet_core.validation import shorten
+from unet_core.wording import counted
 
 
 class _Record(BaseModel):
@@ -77,14 +78,14 @@ def check_heads(heads: tuple[Head, ...], classes: tuple[LabelClass, ...], count:
     if head is None:
         if classes:
             raise ModelPackageError(
-                f"{url}: {len(classes)} classes, but the heads ({', '.join(other.kind for other in heads)}) give no "
+                f"{url}: {counted(len(classes), 'class', 'classes')}, but the heads ({', '.join(other.kind for other in heads)}) give no "
                 "labels; add a head of kind classes or regions, or leave classes empty."
             )
         return
     values = [label.value for label in classes]
     if len(values) != len(head.channels) or len(set(values)) != len(values) or (head.kind == "regions" and 0 in values):
         raise ModelPackageError(
-            f"{url}: label values {shorten(str(values))} for {len(head.channels)} channels of head '{head.name}'; give each its own "
+            f"{url}: label values {shorten(str(values))} for {counted(len(head.channels), 'channel')} of head '{head.name}'; give each its own "
             f"value{', above 0' if head.kind == 'regions' else ''}."
         )
     if max(values) > 255:
@@ -113,6 +114,6 @@ def _check_head(heads: tuple[Head, ...], head: Head, url: str) -> None:
         or not all(any(offset) for offset in head.offsets)
     ):
         raise ModelPackageError(
-            f"{url}: head '{head.name}' has {len(head.channels)} channels and the offsets {shorten(str(head.offsets))}; give each channel "
-            "one, of 2 or 3 voxels along (z,) y, x that are not all 0."
+            f"{url}: head '{head.name}' has {counted(len(head.channels), 'channel')} and the offsets "
+            f"{shorten(str(head.offsets))}; give each channel one, of 2 or 3 voxels along (z,) y, x that are not all 0."
         )

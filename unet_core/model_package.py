@@ -43,6 +43,7 @@ from unet_core.places import check_location
 from unet_core.rules import trace
 from unet_core.store import check_url, is_remote, local_path, open_store
 from unet_core.weights import fitted, read_file, read_weights
+from unet_core.wording import counted
 
 __all__ = [
     "FixedNormalisation",
@@ -182,7 +183,8 @@ def load_model(path: str | Path, trusted: bool = False, planned_sha256: str | No
         geometry, whole_box = _footprint(network, url)
     if description.voxel_size_um != "unknown" and len(description.voxel_size_um) != geometry.dims:
         raise ModelPackageError(
-            f"{url}: voxel_size_um has {len(description.voxel_size_um)} numbers, the network works in {geometry.dims}D; give one an axis."
+            f"{url}: voxel_size_um has {counted(len(description.voxel_size_um), 'number')}, the network works in "
+            f"{geometry.dims}D; give one an axis."
         )
     return ModelPackage(url, description, network, geometry, sha256, whole_box)
 

@@ -36,6 +36,7 @@ from unet_core.predict import check_precision, resolve_device
 from unet_core.sections import thinner
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
+from unet_core.wording import counted
 
 MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is warned
 
@@ -80,7 +81,7 @@ class Planned:
                 else {"strips": f"none; whole {'tiles' if plan.tile_shape else 'blocks'} at once"}
             ),
             **_instances(plan),
-            "precision": f"{plan.precision}, {plan.threads} threads, on {self.request.device}",
+            "precision": f"{plan.precision}, {counted(plan.threads, 'thread')}, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
             "levels": len(plan.levels),

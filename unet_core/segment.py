@@ -28,6 +28,7 @@ from unet_core.resume import check_output, prepare, remaining_units, wanted_reco
 from unet_core.seams import Seam, measure_seams
 from unet_core.stages import made_from
 from unet_core.store import Store, open_store
+from unet_core.wording import counted
 
 __all__ = [
     "Result",
@@ -260,7 +261,7 @@ def audit(store: Store, plan: Plan, request: Request, records: list[Record], wit
         return
     units = [f"{stage} block {index}" for stage, index in dict.fromkeys([*lacking, *_made_from_all(plan, damaged)])]
     raise LedgerError(
-        f"Audit of {store.url} found {len(wrong)} faults: {_listed(wrong, '; ')}. "
+        f"Audit of {store.url} found {counted(len(wrong), 'fault')}: {_listed(wrong, '; ')}. "
         f"Run the same command once more; it computes {_listed(units, ', ')} again."
     )
 

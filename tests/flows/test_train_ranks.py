@@ -231,9 +231,9 @@ def test_one_rank_needs_no_cluster(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_workers_are_refused(cluster: str, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="3 ranks are asked, the cluster has 2 workers"):
+    with pytest.raises(JobError, match="--ranks is 3, the cluster has 2 workers"):
         train_on_cluster(str(tmp_path), cluster, Supervision(ranks=3, target=TARGET))
-    with pytest.raises(JobError, match="Cluster 'serial' has one process, 2 ranks are asked"):
+    with pytest.raises(JobError, match="Cluster 'serial' has one process, --ranks is 2"):
         train_serially(str(tmp_path), HOW)
-    with pytest.raises(JobError, match="2 ranks are asked, the cluster has 0 workers with the resource GPU=1"):
+    with pytest.raises(JobError, match="--ranks is 2, the cluster has 0 workers with the resource GPU=1"):
         train_on_cluster(str(tmp_path), cluster, Supervision(ranks=2, target=TARGET, device="cuda"))

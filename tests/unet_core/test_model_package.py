@@ -83,7 +83,7 @@ def edit(folder: Path, **changes: Any) -> Path:
             r"label values \[0, 1, 2\] for 2 channels of head 'classes'",
         ),
         ({"heads": [{"kind": "classes", "channels": [0, 1]}]}, "heads use channels"),
-        ({"input_channels": ["a", "b"]}, "takes 1 channels"),
+        ({"input_channels": ["a", "b"]}, "takes 1 channel"),
         ({"network": {"name": "unett", "arguments": {"in_channels": 1, "classes": 3}}}, "did you mean 'unet'"),
         ({"network": {"name": "unet", "arguments": {"in_channels": 1, "classes": 3, "base": 8, "levels": 3}}}, "has shape"),
         ({"network": {"name": "unet", "arguments": {"in_channels": 1, "classes": 3, "base": 4, "levels": 2}}}, "unexpected"),
@@ -106,7 +106,7 @@ def edit(folder: Path, **changes: Any) -> Path:
                 ({"in_channels": True}, "argument in_channels of the network is True"),
             ]
         ),
-        ({"normalisation": {"kind": "fixed", "offset": [1, 2], "scale": [1, 2]}}, "offsets for 1 channels"),
+        ({"normalisation": {"kind": "fixed", "offset": [1, 2], "scale": [1, 2]}}, "offsets for 1 channel"),
         (
             {"normalisation": {"kind": "fixed", "offset": [float("nan")], "scale": [1]}},
             r"normalisation.fixed.offset.0: .*got nan",

@@ -157,7 +157,7 @@ def test_channels_are_chosen_and_part_of_the_plan(make_model: Maker, tmp_path: P
     zarr.create_array(tmp_path / "one.zarr", data=gray, chunks=(16, 16))
     model = str(make_model())
     base = {"image": str(tmp_path / "four.zarr"), "output": str(tmp_path / "out"), "model": model}
-    with pytest.raises(VolumeError, match=r"wants 1 channels .* image has 4: .*--channels, e.g. --channels 0"):
+    with pytest.raises(VolumeError, match=r"wants 1 channel .* image has 4: .*--channels, e.g. --channels 0"):
         run(make_job(**base))
     with pytest.raises(VolumeError, match="channel 4 of .* does not exist; it has channels 0 to 3"):
         run(make_job(**base, channels=(4,)))

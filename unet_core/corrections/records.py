@@ -16,8 +16,8 @@ from typing import Any
 from unet_core.corrections.files import IMAGES, LABELS, hash_of
 from unet_core.errors import InputError
 from unet_core.geometry import Box
-from unet_core.nearest import near_path
 from unet_core.store import local_path
+from unet_core.wording import near_path
 
 CROPS_FILE = "crops.csv"
 _NAME = re.compile(r"crop-(\d+)\b")

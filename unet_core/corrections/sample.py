@@ -31,6 +31,7 @@ from unet_core.plan import canonical_json
 from unet_core.store import local_path
 from unet_core.training.dataset import DATASET_FILE
 from unet_core.training.recipes import make_options
+from unet_core.wording import counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ def sample(job: SampleJob, note: Callable[[str], None] = lambda line: None) -> S
     earlier = _check_folder(job, folder)
     segmented = open_segmented(job.output, job.partial, job.image)
     other = common(segmented, open_segmented(job.other, job.partial)) if job.other else None
-    counted = other or segmented
     plan = segmented.plan
     source_id = _source_id(segmented)
     taken = excluded_boxes(job.exclude, source_id) + [each.labelled for each in earlier if each.source_id == source_id]
@@ -88,14 +88,14 @@ def sample(job: SampleJob, note: Callable[[str], None] = lambda line: None) -> S
     if job.by == "entropy":
         _ = segmented.probabilities  # refused before anything is read
     size = size_of_crops(job, segmented.shape, len(plan.network_axes))
-    boxes, values, mean = _pick(job, counted, size, taken, note)
+    boxes, values, mean = _pick(job, other or segmented, size, taken, note)
     if len(boxes) < job.count:
         beside = f" beside the {len(taken)} that exist" if taken else ""
         raise InputError(
-            f"{job.count} crops of {size} voxels do not fit side by side into what was segmented{beside}; {len(boxes)} do: choose fewer with "
-            "--n, or smaller ones with --size."
+            f"{counted(job.count, 'crop')} of {size} voxels do not fit side by side into what was segmented{beside}; {len(boxes)} "
+            "do: choose fewer with --n, or smaller ones with --size."
         )
-    note(f"{len(boxes)} crops of the image and their labels")
+    note(f"{counted(len(boxes), 'crop')} of the image and their labels")
     command = _command(folder, segmented, legend, boxes)
     added = export(Exported(job, segmented, legend, model, source_id), boxes, values, earlier, command)
     return SampleSummary(
@@ -130,8 +130,8 @@ def _check_folder(job: SampleJob, folder: Path) -> tuple[CropRecord, ...]:
         changed = edited(folder, earlier)
         told = f", {len(changed)} of them with edited labels" if changed else ""
         raise InputError(
-            f"{job.folder} holds {len(earlier)} crops already{told}, which are never overwritten; add others with --add, or give a new folder "
-            f"and --exclude {shlex.quote(job.folder)}."
+            f"{job.folder} holds {counted(len(earlier), 'crop')} already{told}, which are never overwritten; add others "
+            f"with --add, or give a new folder and --exclude {shlex.quote(job.folder)}."
         )
     forms = {
         "geojson" if each.labels.endswith("geojson") else "tiff" if each.labels.endswith(".tif") else "zarr" for each in earlier
@@ -165,15 +165,15 @@ def _source_id(segmented: Segmented) -> str:
 
 
 def _pick(
-    job: SampleJob, counted: Segmented, size: Shape, taken: list[Box], note: Callable[[str], None]
+    job: SampleJob, segmented: Segmented, size: Shape, taken: list[Box], note: Callable[[str], None]
 ) -> tuple[list[Box], list[float], float | None]:
     """Boxes in the order of their rank, the score of each (none for random), and the mean score of all that was segmented."""
-    places = Places(counted.shape, size)
+    places = Places(segmented.shape, size)
     voxels = 0
     if job.by != "random":
-        note(f"{job.by} of {int(counted.is_computed.sum())} blocks")
-        read = _scorer(job, counted)
-        for box in counted.blocks():
+        note(f"{job.by} of {counted(int(segmented.is_computed.sum()), 'block')}")
+        read = _scorer(job, segmented)
+        for box in segmented.blocks():
             places.add(box, read(box))
             voxels += box.voxel_count
 
@@ -184,7 +184,7 @@ def _pick(
         return places.totals(starts)
 
     def allowed(starts: Starts) -> np.ndarray:
-        return counted.covers(starts, tuple(first + side for first, side in zip(starts, size, strict=True)))
+        return segmented.covers(starts, tuple(first + side for first, side in zip(starts, size, strict=True)))
 
     boxes = places.choose(job.count, score, allowed, taken)
     if job.by == "random":
@@ -194,13 +194,13 @@ def _pick(
     return boxes, values, int(places.sums.sum()) / (scores.UNIT * voxels) if voxels else None
 
 
-def _scorer(job: SampleJob, counted: Segmented) -> Callable[[Box], np.ndarray]:
+def _scorer(job: SampleJob, segmented: Segmented) -> Callable[[Box], np.ndarray]:
     if job.by == "entropy":
-        kind, probabilities = counted.plan.model.kind, counted.probabilities
+        kind, probabilities = segmented.plan.model.kind, segmented.probabilities
         return lambda box: scores.entropies(probabilities.read(box), kind)
     assert job.other is not None
     other = open_segmented(job.other, job.partial)
-    return lambda box: scores.differences(counted.read_labels(box), other.read_labels(box))
+    return lambda box: scores.differences(segmented.read_labels(box), other.read_labels(box))
 
 
 def _command(folder: Path, segmented: Segmented, legend: Legend, boxes: list[Box]) -> str:

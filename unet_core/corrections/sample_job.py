@@ -12,6 +12,7 @@ from unet_core.geometry import Shape
 from unet_core.places import check_apart, check_location, check_writable
 from unet_core.store import is_remote, local_path
 from unet_core.validation import first_problem
+from unet_core.wording import counted
 
 By = Literal["entropy", "random", "disagreement"]
 DEFAULT_COUNT = 20
@@ -85,7 +86,7 @@ def size_of_crops(job: SampleJob, shape: Shape, dims: int) -> Shape:
     """
     stated = job.size or (_USUAL_SIZE[dims],)
     if len(stated) not in (1, dims):
-        raise JobError(f"--size has {len(stated)} numbers, the model works in {dims}D; give one, or one an axis.")
+        raise JobError(f"--size has {counted(len(stated), 'number')}, the model works in {dims}D; give one, or one an axis.")
     inner = stated * dims if len(stated) == 1 else stated
     size = (1,) * (len(shape) - dims) + inner
     if any(side > extent for side, extent in zip(size, shape, strict=True)):

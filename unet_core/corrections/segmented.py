@@ -19,6 +19,7 @@ from unet_core.result import Result, open_result
 from unet_core.resume import wanted_records, wanted_units
 from unet_core.store import absolute, open_store
 from unet_core.volumes import Volume
+from unet_core.wording import counted
 
 _VALUES = 1 << 22  # of probabilities that are read at once
 MAX_REGIONS = 7  # that may overlap: each combination of them is a class
@@ -141,7 +142,7 @@ def open_segmented(url: str, partial: bool = False, image: str | None = None) ->
     regions = [entry.name for entry in plan.model.classes] if plan.model.kind == "regions" else []
     if len(regions) > MAX_REGIONS:
         raise InputError(
-            f"{url} has {len(regions)} regions that may overlap; a label image shows the combinations of {MAX_REGIONS} at most."
+            f"{url} has {counted(len(regions), 'region')} that may overlap; a label image shows the combinations of {MAX_REGIONS} at most."
         )
     computed = np.zeros(finest.grid.counts, dtype=bool)
     indices = [record.index for record in wanted_records(store, plan, request, finest)]

@@ -27,6 +27,7 @@ from unet_core.store import is_remote, local_path, open_store
 from unet_core.validation import first_problem
 from unet_core.volumes import Volume, open_volume
 from unet_core.volumes.zarr_nodes import DOCUMENTS
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from unet_core.result import Result
@@ -270,7 +271,9 @@ def _of_image(url: str, label: int | None, options: OpeningOptions) -> tuple[Rea
         _check_labels(image, "Prediction")
     elif image.channel_count > 1:
         if label is None:
-            raise InputError(f"Map {url} has {image.channel_count} channels and one is scored; name it with --class NUMBER.")
+            raise InputError(
+                f"Map {url} has {counted(image.channel_count, 'channel')} and one is scored; name it with --class NUMBER."
+            )
         if not 0 <= label < image.channel_count:
             raise InputError(f"Map {url} has channels 0 to {image.channel_count - 1}, and --class is {label}.")
         return Channel(image, label), _checked_map(image)
@@ -289,4 +292,4 @@ def _check_labels(image: Volume, what: str) -> None:
     if image.dtype.kind not in "biu":
         raise InputError(f"{what} {image.url} is of type {image.dtype}; labels are whole numbers.")
     if image.channel_count != 1:
-        raise InputError(f"{what} {image.url} has {image.channel_count} channels; a label image has one.")
+        raise InputError(f"{what} {image.url} has {counted(image.channel_count, 'channel')}; a label image has one.")

@@ -13,6 +13,7 @@ from unet_core.errors import InputError
 from unet_core.evaluation.meaning import Meaning
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.volumes.array import ArrayVolume
+from unet_core.wording import counted
 
 _BLOCK_VOXELS = 1 << 22  # that are read and counted at once
 
@@ -62,7 +63,7 @@ class Pair:
             )
         for what, image in (("Prediction", self.prediction), ("Reference", self.reference)):
             if image.channel_count != 1:
-                raise InputError(f"{what} {image.url} has {image.channel_count} channels; one is scored, choose it.")
+                raise InputError(f"{what} {image.url} has {counted(image.channel_count, 'channel')}; one is scored, choose it.")
 
     @property
     def shape(self) -> Shape:

@@ -33,6 +33,7 @@ from unet_core.model_description import ModelDescription, NetworkSpec
 from unet_core.model_package import load_model, save_model
 from unet_core.sampling import resolve_normalisation
 from unet_core.volumes import ArrayVolume
+from unet_core.wording import counted
 
 KIND: dict[Activation, OutputKind] = {"sigmoid": "regions", "softmax": "classes"}
 
@@ -112,7 +113,8 @@ def _task(package: Source) -> Task:
     description, where = package.description, package.where
     if len(description.inputs) != 1 or len(description.outputs) != 1:
         raise ModelPackageError(
-            f"{where} has {len(description.inputs)} inputs and {len(description.outputs)} outputs; models here take one image and give one."
+            f"{where} has {counted(len(description.inputs), 'input')} and {counted(len(description.outputs), 'output')}; "
+            "models here take one image and give one."
         )
     entry, result = description.inputs[0], description.outputs[0]
     input_axes = axes_of(entry, f"{where}: input {entry.id}")
@@ -228,8 +230,9 @@ def _kind(task: Task, activation: Activation, output_kind: OutputKind | None) ->
     if found is None and output_kind is None:
         ends = "; its test output lies in 0..1" if could_be_probabilities(task.expected, "regions") else ""
         raise ModelPackageError(
-            f"{task.source.where} states no activation{ends}. So it does not say what its {len(task.output_axes.channel_names)} channels are; "
-            "say so with --output-kind classes (one class a voxel) or regions (each channel above or below one half)."
+            f"{task.source.where} states no activation{ends}. So it does not say what "
+            f"{counted(len(task.output_axes.channel_names), 'channel')} of it mean; say so with --output-kind classes (one class a "
+            "voxel) or regions (each channel above or below one half)."
         )
     if found is not None and output_kind not in (None, found):
         raise ModelPackageError(

@@ -14,6 +14,7 @@ from unet_core.foreign.opaque import package_torchscript
 from unet_core.foreign.opaque_network import check_trusted
 from unet_core.model_description import MAX_CHANNELS, TORCHSCRIPT, make_description
 from unet_core.store import is_remote, local_path
+from unet_core.wording import counted
 
 
 def import_torchscript(
@@ -57,7 +58,9 @@ def import_torchscript(
     if dims not in (2, 3):
         raise ModelPackageError(f"TorchScript {path.name} is said to have {dims} spatial axes; networks here have 2 or 3.")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise ModelPackageError(f"TorchScript {path.name} is said to take {channels} channels; allowed are 1 to {MAX_CHANNELS}.")
+        raise ModelPackageError(
+            f"TorchScript {path.name} is said to take {counted(channels, 'channel')}; allowed are 1 to {MAX_CHANNELS}."
+        )
     description = make_description(
         name=path.stem,
         network={"name": TORCHSCRIPT},

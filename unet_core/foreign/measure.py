@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from unet_core.errors import FootprintError
 from unet_core.foreign.observe import REFUSALS, Network, Shapes
 from unet_core.geometry import Shape
+from unet_core.wording import counted
 
 # Of the range of the output. float64 rounds at 1e-16, so there it tells every dependency that matters; float32 rounds at 1e-7.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-6}
@@ -121,9 +122,9 @@ def _working_shape(shapes: Shapes, channels: int, dims: int, test_input: NDArray
     candidates = _candidates(dims, test_input)
     found = shapes.first_taken(candidates)
     if found is None or len(shapes.after(found) or ()) != dims:
-        tried = f"{len(candidates)} shapes from {min(candidates)} to {max(candidates)}"
+        tried = f"{counted(len(candidates), 'shape')} from {min(candidates)} to {max(candidates)}"
         raise FootprintError(
-            f"The network does not turn {channels} channels and {tried} into one array of {dims} spatial axes; check the number of "
+            f"The network does not turn {counted(channels, 'channel')} and {tried} into one array of {dims} spatial axes; check the number of "
             f"channels and axes, or give another test input. It says: {shapes.refusal or 'nothing'}"
         )
     return found

@@ -27,6 +27,7 @@ from unet_core.model_description import (
     write_description,
 )
 from unet_core.store import open_store
+from unet_core.wording import counted
 
 MAX_STRIDE = 1 << 12  # that may be stated; more is a typing error
 # torch has no fast float64 convolution in 3D. float32 hides the faintest: of 46 voxels that the padded form of a trained nucleus
@@ -77,11 +78,15 @@ def package_torchscript(
     except OSError as error:
         raise ModelPackageError(f"TorchScript {script} cannot be read ({error.strerror}).") from None
     if halo is not None and len(halo) != dims:
-        raise FootprintError(f"The halo {halo} has {len(halo)} numbers, the network {dims} axes; give one an axis.")
+        raise FootprintError(
+            f"The halo {halo} has {counted(len(halo), 'number')}, the network {counted(dims, 'axis', 'axes')}; give one an axis."
+        )
     loaded = load_script(data, str(script))
     channels = len(description.input_channels)
     if test_input is not None and (test_input.ndim != dims + 1 or len(test_input) != channels):
-        raise ModelPackageError(f"The test input has shape {test_input.shape}; {channels} channels and {dims} axes are needed.")
+        raise ModelPackageError(
+            f"The test input has shape {test_input.shape}; {counted(channels, 'channel')} and {counted(dims, 'axis', 'axes')} are needed."
+        )
     network = runnable(loaded)
     if margin is not None and stride is not None:
         found = stated(network, channels, dims, stride, test_input)

@@ -18,6 +18,7 @@ from unet_core.errors import ModelPackageError
 from unet_core.foreign.axes import Axes
 from unet_core.model_description import FixedNormalisation, ImageNormalisation, MomentsNormalisation, NoNormalisation
 from unet_core.validation import first_problem, shorten
+from unet_core.wording import counted
 
 FIXED_EPS = 1e-6  # that fixed_zero_mean_unit_variance adds to the standard deviation
 
@@ -148,7 +149,9 @@ def _numbers(step: Any, value: Any, axes: Axes, where: str) -> Numbers:
     count = len(axes.channel_names)
     given: list[float] = list(value) if isinstance(value, list | tuple) else [float(value)] * count
     if (along is not None and str(along) != axes.channel) or len(given) != count:
-        raise _refused(step, where, f"it has {len(given)} numbers along {along}, the image {count} channels along {axes.channel}")
+        raise _refused(
+            step, where, f"it has {len(given)} numbers along {along}, the image {counted(count, 'channel')} along {axes.channel}"
+        )
     return np.asarray(given, dtype=np.float64)
 
 

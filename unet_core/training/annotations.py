@@ -18,6 +18,7 @@ from unet_core.training.dataset_description import Dataset
 from unet_core.training.geojson import Outlines, paint
 from unet_core.training.options import IGNORE
 from unet_core.volumes import Volume
+from unet_core.wording import counted
 
 IGNORED_INSTANCE = -1
 _UNKNOWN = 254  # in tables: a value that the class map does not have
@@ -88,7 +89,7 @@ class LabelImage:
     def __init__(self, volume: Volume, meaning: ClassMap) -> None:
         if volume.channel_count != 1:
             raise InputError(
-                f"Labels {volume.url} have {volume.channel_count} channels; labels are one channel of class values or ids. Save them "
+                f"Labels {volume.url} have {counted(volume.channel_count, 'channel')}; labels are one channel of class values or ids. Save them "
                 "as a gray-value image, one number a class, not as colours."
             )
         if volume.dtype.kind not in "iub":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unet_core.errors import InputError
 from unet_core.training.options import Augmentation
+from unet_core.wording import counted
 
 BLURRED = 0.3  # of the crops; the others stay as sharp as they are
 DARKEST = 1e-6  # relative intensity below which an optical density is not told, as in scikit-image
@@ -79,7 +80,9 @@ def draw_appearance(
         InputError: if stains shall vary and the image is not RGB.
     """
     if options.stain and channels != 3:
-        raise InputError(f"Stains are told apart in RGB and the image has {channels} channels; set augmentation.stain to 0.")
+        raise InputError(
+            f"Stains are told apart in RGB and the image has {counted(channels, 'channel')}; set augmentation.stain to 0."
+        )
     is_matched = options.histogram and rng.random() < options.histogram
     like = int(rng.integers(parts)) if is_matched else None
     haematoxylin, eosin = np.exp(rng.normal(0.0, options.stain, 2))

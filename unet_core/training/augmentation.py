@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unet_core.errors import InputError
 from unet_core.training.options import Augmentation
+from unet_core.wording import counted
 
 
 def check_augmentation(options: Augmentation, dims: int, channels: int) -> None:
@@ -24,4 +25,4 @@ def check_augmentation(options: Augmentation, dims: int, channels: int) -> None:
     if options.rotation_3d and dims != 3:
         raise InputError(f"augmentation.rotation_3d needs 3 axes and the network has {dims}; set it to false.")
     if options.stain and channels != 3:
-        raise InputError(f"augmentation.stain is for RGB and the image has {channels} channels; set it to 0.")
+        raise InputError(f"augmentation.stain is for RGB and the image has {counted(channels, 'channel')}; set it to 0.")

@@ -22,6 +22,7 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.store import Store
 from unet_core.training.options import IGNORE
 from unet_core.training.parts import Part
+from unet_core.wording import counted
 
 CELL_SIDE = {2: 64, 3: 32}
 _BLOCK_CELLS = {2: 16, 3: 4}  # cells along each axis of what is read at once
@@ -83,7 +84,7 @@ class Census:
         sums = self._class_sums[:, chosen] if chosen is not None else self._sums[kind]
         if not len(sums) or sums[-1] == 0:
             raise InputError(
-                f"No voxel to draw around: the labels of {len(self.parts)} parts have none for '{kind}'; draw uniformly."
+                f"No voxel to draw around: the labels of {counted(len(self.parts), 'part')} have none for '{kind}'; draw uniformly."
             )
         number = int(rng.integers(sums[-1]))
         cell = int(np.searchsorted(sums, number, side="right"))

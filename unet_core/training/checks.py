@@ -13,6 +13,7 @@ from unet_core.training.losses import check_factors
 from unet_core.training.options import TrainingOptions
 from unet_core.training.plan import Parent
 from unet_core.training.targets import halo
+from unet_core.wording import counted
 
 MOST_PROCESSES = 1024
 
@@ -27,7 +28,9 @@ def check_ranks(options: TrainingOptions, ranks: int | None, threads: int | None
         if number is not None and not 1 <= number <= MOST_PROCESSES:
             raise JobError(f"{name} is {number}; 1 to {MOST_PROCESSES} are possible.")
     if ranks is not None and options.crops.per_step < ranks:
-        raise JobError(f"{ranks} ranks share {options.crops.per_step} crops a step; set crops.per_step to {ranks} or more.")
+        raise JobError(
+            f"{counted(ranks, 'rank')} share {counted(options.crops.per_step, 'crop')} a step; set crops.per_step to {ranks} or more."
+        )
 
 
 def check_network(options: TrainingOptions) -> None:

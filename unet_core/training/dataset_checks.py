@@ -6,6 +6,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from unet_core.errors import InputError
+from unet_core.wording import counted
 
 if TYPE_CHECKING:
     from unet_core.training.dataset_description import Dataset
@@ -31,7 +32,9 @@ def check_dataset(dataset: Dataset, where: str) -> None:
 def _check_classes(dataset: Dataset, where: str) -> None:
     names = dataset.class_names
     if len(names) < 2:
-        raise InputError(f"{where}: classes has {len(names)} entries; name at least two, the first is the background.")
+        raise InputError(
+            f"{where}: classes has {counted(len(names), 'entry', 'entries')}; name at least two, the first is the background."
+        )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{where}: two classes are named '{twice}'; give each its own name.")
@@ -43,8 +46,8 @@ def _check_classes(dataset: Dataset, where: str) -> None:
     images = [pair for pair in dataset.pairs if not pair.is_drawn]
     if dataset.labels == "instances" and images and len(names) != 2:
         raise InputError(
-            f"{where}: {len(names)} classes ({', '.join(names)}) for instance ids as in {images[0].labels}; such labels tell "
-            "background and one class of objects. Name two, or give labels of classes."
+            f"{where}: {counted(len(names), 'class', 'classes')} ({', '.join(names)}) for instance ids as in "
+            f"{images[0].labels}; such labels tell background and one class of objects. Name two, or give labels of classes."
         )
 
 

@@ -18,6 +18,7 @@ from unet_core.geometry import BlockGrid
 from unet_core.training.dataset_description import GEOJSON_SUFFIXES, MAX_CLASSES, Dataset, make_dataset
 from unet_core.training.geojson import read_outlines
 from unet_core.volumes import open_volume
+from unet_core.wording import counted
 
 IMAGE_FOLDERS = ("images", "image")
 LABEL_FOLDERS = ("labels", "label", "masks", "annotations")
@@ -152,8 +153,8 @@ def _values(folder: Path, pairs: list[tuple[str, str]]) -> list[int]:
         volume = open_volume(str(folder / labels))
         if volume.channel_count != 1 or volume.dtype.kind not in "iub":
             raise InputError(
-                f"Labels {folder / labels} have {volume.channel_count} channels of {volume.dtype}; labels are one channel of whole numbers, "
-                "one number a class or object."
+                f"Labels {folder / labels} have {counted(volume.channel_count, 'channel')} of {volume.dtype}; labels are "
+                "one channel of whole numbers, one number a class or object."
             )
         side = _BLOCK_SIDE[len(volume.spatial_shape)]
         for block in BlockGrid(volume.spatial_shape, (side,) * len(volume.spatial_shape)).blocks():

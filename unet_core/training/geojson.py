@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from unet_core.errors import InputError
 from unet_core.geometry import Box
 from unet_core.training.files import file_hash, read_file
+from unet_core.wording import counted
 
 _MAX_BYTES = 4 << 30
 
@@ -162,7 +163,7 @@ def _edges(geometry: dict[str, Any], where: str, scale: tuple[float, float]) -> 
         for ring in _rings(coordinates if kind == "MultiPolygon" else [coordinates]):
             points = np.array(ring, dtype=np.float64)[:, :2] * (scale[1], scale[0])
             if points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
-                raise ValueError(f"a ring of {len(points)} points")
+                raise ValueError(f"a ring of {counted(len(points), 'point')}")
             edges = np.empty((len(points), 4))
             edges[:, :2] = points
             edges[:-1, 2:], edges[-1, 2:] = points[1:], points[0]

@@ -25,6 +25,7 @@ from unet_core.training.dataset_description import Purpose
 from unet_core.training.options import IGNORE
 from unet_core.training.parts import Part
 from unet_core.training.stated_normalisation import normalisations
+from unet_core.wording import counted
 
 _BLOCK = {2: 1024, 3: 96}  # voxels along each axis that are predicted at once
 _IGNORED_ID = (1 << 31) - 1
@@ -81,7 +82,7 @@ def held_out_pairs(
     for part in parts:
         if part.channels != len(package.description.input_channels):
             raise InputError(
-                f"Model {model} takes {len(package.description.input_channels)} channels, {part.name} has {part.channels}."
+                f"Model {model} takes {counted(len(package.description.input_channels), 'channel')}, {part.name} has {part.channels}."
             )
     for part, normalisation in zip(parts, normalisations(parts, package.description.normalisation), strict=True):
         values = predict_part(package, predictor, part, symmetries, normalisation)

@@ -14,6 +14,7 @@ from unet_core.training.dataset_description import PURPOSES, Dataset, Pair, Purp
 from unet_core.training.parts import AnnotatedImage, Part
 from unet_core.training.splits import purposes, relative
 from unet_core.volumes import Volume, check_intensity_dtype
+from unet_core.wording import counted
 
 
 def open_parts(dataset: Dataset, dims: int, purpose: Purpose, fold: int | None = None) -> tuple[Part, ...]:
@@ -79,7 +80,7 @@ def _nothing(dataset: Dataset, purpose: Purpose, fold: int | None, assigned: tup
         if purpose == "test" and assigned.count("validation")
         else ""
     )
-    return InputError(f"Nothing is for {purpose}{where}: of {len(dataset.pairs)} pairs {have}; {advice}")
+    return InputError(f"Nothing is for {purpose}{where}: of {counted(len(dataset.pairs), 'pair')} {have}; {advice}")
 
 
 _Kind = tuple[int, str, tuple[float, ...] | None]  # channels, type, voxel size
@@ -124,7 +125,9 @@ def _voxel_size(dataset: Dataset, pair: Pair, volume: Volume, dims: int) -> tupl
     """Along the network's axes: the pair's word, else the image's, else the data set's."""
     stated = pair.voxel_size_um or dataset.voxel_size_um
     if stated is not None and len(stated) < dims:
-        raise InputError(f"voxel_size_um has {len(stated)} numbers for a network of {dims} axes; give one an axis, (z,) y, x.")
+        raise InputError(
+            f"voxel_size_um has {counted(len(stated), 'number')} for a network of {counted(dims, 'axis', 'axes')}; give one an axis, (z,) y, x."
+        )
     own = volume.voxel_size
     if own and dataset.voxel_size_um and not pair.voxel_size_um:
         shared = min(len(own), len(dataset.voxel_size_um))
@@ -190,7 +193,7 @@ def parse_region(text: str, shape: tuple[int, ...], image: str) -> Box:
     except ValueError:
         example = ",".join(f"0:{size}" for size in shape)
         raise InputError(
-            f"Box '{text}' of {image} is none of {len(shape)} axes; write first:last for each, e.g. '{example}'."
+            f"Box '{text}' of {image} is none of {counted(len(shape), 'axis', 'axes')}; write first:last for each, e.g. '{example}'."
         ) from None
     if any(not 0 <= low < high <= size for low, high, size in zip(start, stop, shape, strict=True)):
         raise InputError(f"Box '{text}' of {image} does not lie inside the image, which has {shape} voxels, or is empty.")

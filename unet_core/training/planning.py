@@ -49,6 +49,7 @@ from unet_core.training.stated_normalisation import normalisations, stated_norma
 from unet_core.training.statistics import Statistics, take_statistics
 from unet_core.training.validation import score_names
 from unet_core.validation import first_problem
+from unet_core.wording import counted
 
 _OTHERS = (OWN_FOLDER, "zarr.json", ".zgroup", ".zarray")  # in a folder that is no model's
 _CHANNEL_NAMES = {1: ("intensity",), 3: ("red", "green", "blue")}
@@ -148,7 +149,7 @@ def _resolve(
         parent = parent.model_copy(update={"new": inherited(network, package.parent_state(parent))[1]})
 
     check_frozen(parent, freeze)
-    note(f"counting the classes of {len(training)} parts to train on, {len(validation)} to validate")
+    note(f"counting the classes of {counted(len(training), 'part')} to train on, {len(validation)} to validate")
     separate = options.weights.separate and training[0].has_instances
     tells_classes = any(head.kind in ("classes", "regions") for head in options.heads)
     census = take_census(training, least_classes=2 if tells_classes and not separate else 1)
@@ -253,7 +254,9 @@ def _crop_shapes(network: Any, options: TrainingOptions, parts: tuple[Part, ...]
     wanted = options.crops.target
     target = (wanted,) * geometry.dims if isinstance(wanted, int) else tuple(wanted)
     if len(target) != geometry.dims:
-        raise JobError(f"crops.target has {len(target)} numbers, the network works in {geometry.dims}D; give one an axis.")
+        raise JobError(
+            f"crops.target has {counted(len(target), 'number')}, the network works in {geometry.dims}D; give one an axis."
+        )
     for part in parts:
         if any(size > extent for size, extent in zip(target, part.image_shape, strict=True)):
             raise JobError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from unet_core.errors import InputError
 from unet_core.training.dataset_description import Dataset, Pair, Purpose
+from unet_core.wording import counted
 
 
 def purposes(dataset: Dataset, fold: int | None = None) -> tuple[Purpose | None, ...]:
@@ -77,7 +78,8 @@ def _fold(order: list[str], sizes: dict[str, int], folds: int, fold: int) -> set
     """Groups of one fold: the largest first, each to the fold that has the fewest pairs."""
     if len(order) < folds:
         raise InputError(
-            f"The data set has {len(order)} groups of images for {folds} folds; a fold would be empty. Use fewer folds, or boxes of each image."
+            f"The data set has {counted(len(order), 'group')} of images for {folds} folds; a fold would be empty. Use fewer "
+            "folds, or boxes of each image."
         )
     members: list[set[str]] = [set() for _ in range(folds)]
     for name in sorted(order, key=lambda name: -sizes[name]):

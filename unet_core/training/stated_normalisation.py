@@ -13,6 +13,7 @@ from unet_core.training.dataset_description import Dataset
 from unet_core.training.options import TrainingOptions
 from unet_core.training.parts import Part
 from unet_core.training.statistics import PERCENTILES, Statistics, take_statistics
+from unet_core.wording import counted
 
 
 def stated_normalisation(dataset: Dataset, options: TrainingOptions, found: Statistics, part: Part) -> StatedNormalisation:
@@ -80,8 +81,9 @@ def _stated_by_pair(part: Part) -> Normalisation | None:
     stated = part.source.pair.normalisation
     if stated and {len(stated.offset), len(stated.scale)} != {part.channels}:
         raise InputError(
-            f"normalisation of {part.source.pair.image} has {len(stated.offset)} offsets and {len(stated.scale)} scales, the image has "
-            f"{part.channels} channels; give one of each a channel."
+            f"normalisation of {part.source.pair.image} has {counted(len(stated.offset), 'offset')} and "
+            f"{counted(len(stated.scale), 'scale')}, the image has {counted(part.channels, 'channel')}; give one of each a "
+            "channel."
         )
     return stated
 

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import Literal
 
 from unet_core.errors import VolumeError
-from unet_core.nearest import near_path
 from unet_core.store import CONVERSION_KEY, OWN_FOLDER, check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS
+from unet_core.wording import near_path
 
 # A format is one file and one line here (and one line in _format_of): a function (url, selection) -> Volume.
 FORMATS: dict[str, str] = {

@@ -136,7 +136,7 @@ def test_draws_stay_in_their_ranges() -> None:
     assert np.mean(blurs > 0) == pytest.approx(0.3, abs=0.05)
     assert 1.9 < blurs.max() <= 2
     assert 0.039 < max(draw.noise for draw in draws) <= 0.04
-    with pytest.raises(InputError, match="RGB and the image has 1 channels"):
+    with pytest.raises(InputError, match="RGB and the image has 1 channel"):
         draw_appearance(Augmentation(stain=0.1), rng, 1)
 
 

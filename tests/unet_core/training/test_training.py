@@ -270,7 +270,7 @@ def test_another_request_in_the_same_folder_is_refused_by_field(tmp_path: Path) 
     ("settings", "arguments", "message"),
     [
         (("crops.target=64",), {}, "output of a crop is larger than the image"),
-        (("crops.per_step=1",), {"ranks": 2}, "2 ranks share 1 crops"),
+        (("crops.per_step=1",), {"ranks": 2}, "2 ranks share 1 crop a step"),
         (("best=iuo",), {}, "'iuo', which is no score"),
         (("network.arguments={base: 4, levels: 2, padding: same}",), {}, "padding='valid'"),
         ((), {"freeze": "encoder"}, "--init"),

@@ -1,4 +1,4 @@
-"""What was probably meant by a name that leads nowhere, as a clause for a message. Knows no formats."""
+"""Phrases that messages share: counted things, and what was probably meant by a name that leads nowhere. Knows no formats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things.
+
+    Args:
+        count: how many.
+        noun: one of them.
+        plural: several; with an s at the end of ``noun`` unless told.
+
+    Example:
+        >>> counted(1, "channel"), counted(3, "axis", "axes")
+        ('1 channel', '3 axes')
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def near_word(word: str, known: Iterable[str]) -> str:
