@@ -48,7 +48,7 @@ class RunOptions:
     voxel_size: str | None = None
     """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5; z may be left out for a 2D model on a stack."""
     roi: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated."""
+    """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated. Whole blocks are computed, so more than the box."""
     mask: str | None = None
     """Image of the same extent at any resolution (not 0 is foreground), or outlines (.geojson, as QuPath exports them): whole blocks without
     foreground are not computed and are background; inside the others nothing changes, also outside the mask."""

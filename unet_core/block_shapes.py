@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unet_core.errors import GridError
 from unet_core.geometry import Shape
+from unet_core.wording import counted
 
 # Longest sides of a chunk. Stacks of sections are mostly looked at section by section, and sampled finer along y and x.
 CHUNK_LIMITS, STACK_CHUNK_LIMITS = {2: (256, 256), 3: (64, 64, 64)}, (16, 128, 128)
@@ -32,7 +33,8 @@ def check_block_shape(block_shape: Shape, stride: Shape, what: str = "Block", of
     """
     if len(block_shape) != len(stride):
         raise GridError(
-            f"{what} shape {block_shape} has {len(block_shape)} axes, {len(stride)} are wanted ({'zyx'[-len(stride) :]}); give one size an axis."
+            f"{what} shape {block_shape} has {counted(len(block_shape), 'axis', 'axes')}, {len(stride)} are wanted "
+            f"({'zyx'[-len(stride) :]}); give one size an axis."
         )
     for name, size, step in zip("zyx"[-len(stride) :], block_shape, stride, strict=True):
         if size % step:

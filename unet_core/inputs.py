@@ -93,10 +93,13 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     if volume.channel_count != len(model.input_channels):
         wanted = len(model.input_channels)
         remedy = "choose a model for this kind of image"
-        if job.channels is None and volume.channel_count > wanted:
+        have = f"image has {volume.channel_count}"
+        if job.channels is not None:
+            have, remedy = f"--channels names {len(job.channels)} of the image", f"name {wanted}"
+        elif volume.channel_count > wanted:
             remedy = f"choose which with --channels, e.g. --channels {','.join(str(number) for number in range(wanted))}"
         raise VolumeError(
-            f"model wants {wanted} channels ({', '.join(model.input_channels)}), image has {volume.channel_count}: {job.image}; {remedy}."
+            f"model wants {counted(wanted, 'channel')} ({', '.join(model.input_channels)}), {have}: {job.image}; {remedy}."
         )
     check_intensity_dtype(volume, job.cast)
     check_trained_dtype(volume, model)

@@ -67,7 +67,7 @@ class Planned:
             **_averaging(plan),
             **({"sections": f"2D model, section by section: {finest.shape[0]} sections along z"} if plan.by_section else {}),
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
-            + (" (a region of them)" if self.request.roi and not self.request.masks else ""),
+            + ("" if self.request.masks else self._wanted_blocks()),
             **({"foreground": _foreground(self)} if self.request.masks else {}),
             "margin": f"{plan.footprint.before} before, {plan.footprint.after} after; stride {plan.footprint.stride}",
             "reads": f"{plan.footprint.read_shape} voxels a {'tile' if plan.tile_shape else 'block'}, {read / write:.2f} x what it writes",
@@ -87,6 +87,14 @@ class Planned:
             "levels": len(plan.levels),
             "warnings": list(self.warnings),
         }
+
+    def _wanted_blocks(self) -> str:
+        """How many blocks a region touches, if one is named."""
+        if self.request.roi is None:
+            return ""
+        grid = self.plan.stages[0].grid
+        wanted = {index for start, stop in self.request.roi for index in grid.touching(Box(start, stop))}
+        return f"; {len(wanted)} wanted, those that touch --roi"
 
 
 def resolve(job: SegmentationJob) -> Planned:

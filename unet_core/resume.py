@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import combinations, product
 from operator import add, sub
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_core import ledger, output
-from unet_core.differences import first_difference
+from unet_core.changed_options import changed_option
 from unet_core.errors import ResumeError
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Record, Request
@@ -37,11 +36,11 @@ def check_output(planned: Planned, output_url: str) -> bool:
         check_size(output_url, _wanted_bytes(planned))
         return False
     old_plan, new_plan = (plan.model_dump(mode="json", by_alias=True) for plan in (existing, planned.plan))
-    difference = first_difference(old_plan, new_plan)
+    difference = changed_option(old_plan, new_plan)
     if difference:
         name, old, new = difference
         raise ResumeError(
-            f"Output {output_url} was begun with another {name}: {_short(old)} then, {_short(new)} now; give a new output, or the old option."
+            f"Output {output_url} was begun with another {name}: {old} then, {new} now; give a new output, or the old option."
         )
     return True
 
@@ -96,11 +95,6 @@ def _grown(earlier: Request | None, wanted: Request) -> Request:
         return wanted.model_copy(update={"roi": None, "masks": ()})
     masks = (*earlier.masks, *(mask for mask in wanted.masks if mask not in earlier.masks))
     return wanted.model_copy(update={"roi": tuple(sorted({*earlier.roi, *wanted.roi})), "masks": masks})
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:

@@ -241,9 +241,9 @@ def test_what_is_averaged_is_in_the_plan_and_shown(make_model: Maker, make_image
     assert "8 symmetries of the square (all)" in all_.facts()["averaging"]
     assert all_.memory_bytes > one.memory_bytes
     run(make_job(**options, symmetries="flips"))
-    with pytest.raises(ResumeError, match="was begun with another symmetries: flips then, none now"):
+    with pytest.raises(ResumeError, match="was begun with another --symmetries: flips then, none now"):
         run(make_job(**options))
-    with pytest.raises(ResumeError, match="was begun with another further_models"):
+    with pytest.raises(ResumeError, match="was begun with another --model: "):
         run(make_job(**options, symmetries="flips", further_models=(str(models[1]),)))
     assert read_status(str(tmp_path / "out")).model == "random"
 

@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_with_its_strip_and_no_other(make_model: Maker, mak
     with pytest.raises(KeyboardInterrupt):
         run(make_job(**base, output=str(output), strip=16), stop)
     for other in (32, 0, None):
-        with pytest.raises(ResumeError, match="was begun with another strip: 16 then, (32|128|None) now; give a new output"):
+        with pytest.raises(ResumeError, match="was begun with another --strip: 16 then, (32|128|0) now; give a new output"):
             run(make_job(**base, output=str(output), strip=other))
     summary = run(make_job(**base, output=str(output), strip=16))
     assert summary.computed == summary.blocks - 1

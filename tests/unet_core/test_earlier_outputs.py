@@ -40,7 +40,7 @@ def test_a_run_of_one_model_goes_on_where_the_earlier_release_stopped(one_model:
     before = (one_model / "output/labels/classes/0/c/0/0").read_bytes()
     assert read_status(output).state == "complete"
     assert plan_run(make_job(**options, output=output)).id == open_result(output).plan.id
-    with pytest.raises(ResumeError, match="was begun with another symmetries: none then, all now"):
+    with pytest.raises(ResumeError, match="was begun with another --symmetries: none then, all now"):
         run(make_job(**options, output=output, symmetries="all"))
     summary = run(make_job(**options, output=output))
     assert (summary.status, summary.blocks, summary.computed) == ("complete", 4, 3)

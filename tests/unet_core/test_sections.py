@@ -168,7 +168,7 @@ def test_only_the_voxels_of_a_section_must_fit_the_model(make_model: Maker, make
         plan_run(make_job(voxel_size_um=(0.004, 0.008, 0.004), **base))
     with pytest.raises(VolumeError, match="does not say its voxel size; state it with --voxel-size"):
         plan_run(make_job(**base))
-    with pytest.raises(VolumeError, match="--voxel-size has 1 numbers, the image has the axes zyx"):
+    with pytest.raises(VolumeError, match="--voxel-size has 1 number, the image has the axes zyx"):
         plan_run(make_job(voxel_size_um=(0.004,), **base))
     with pytest.raises(JobError, match="--symmetries all swaps y and x, whose voxels are 0.004 and 0.008 um"):
         plan_run(make_job(voxel_size_um=(0.004, 0.008), symmetries="all", level=0, **base))

@@ -165,7 +165,7 @@ def test_channels_are_chosen_and_part_of_the_plan(make_model: Maker, tmp_path: P
     run(make_job(**base, channels=(1,)))
     run(make_job(image=str(tmp_path / "one.zarr"), output=str(tmp_path / "single"), model=model))
     np.testing.assert_array_equal(labels_of(tmp_path / "out"), labels_of(tmp_path / "single"))
-    with pytest.raises(ResumeError, match=r"another input.channels"):
+    with pytest.raises(ResumeError, match=r"another --channels: "):
         run(make_job(**base, channels=(3,)))
 
 
@@ -269,8 +269,8 @@ def test_a_changed_option_model_or_image_is_refused_by_name(make_model: Maker, m
     before = digest(tmp_path / "out")
     for change, field in [
         ({"precision": "bfloat16"}, "precision"),
-        ({"block_shape": (8, 8)}, "block_shape"),
-        ({"model": str(make_model(seed=5))}, "model.sha256"),
+        ({"block_shape": (8, 8)}, "--block-shape: 40,52 then, 8,8 now"),
+        ({"model": str(make_model(seed=5))}, "another --model: random .* then, random"),
         ({"threads": 2}, "threads"),
         ({"ngff": "0.4"}, "ngff"),
     ]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -17,12 +17,14 @@ from unet_core.errors import ResumeError
 from unet_core.model_description import DESCRIPTION_FILE, ModelDescription
 from unet_core.normalisation import Normalisation
 from unet_core.store import Store, open_store
+from unet_core.training.changed_settings import changed_settings
 from unet_core.training.dataset_description import Dataset
 from unet_core.training.options import Options, TrainingOptions
-from unet_core.validation import first_problem, shorten
+from unet_core.validation import first_problem
 
 FOLDER = "training"
 _PLAN = "plan.json"
+_SHOWN = 3  # differences that a message lists
 
 
 class Parent(Options):
@@ -152,20 +154,13 @@ def check_same(planned: TrainingPlan, wanted: TrainingPlan, model_out: str) -> N
     """Refuse to go on with a training that was asked for something else.
 
     Raises:
-        ResumeError: naming every field that differs, with the values of the first.
+        ResumeError: naming what differs as it was typed, with both values.
     """
-    before, now = (_flat(plan.model_dump(mode="json")) for plan in (planned, wanted))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changed = [key for key in changed if not key.startswith("description.provenance")]
+    before, now = (plan.model_dump(mode="json") for plan in (planned, wanted))
+    changed = changed_settings(before, now)
     if changed:
-        first = changed[0]
+        more = f" (and {len(changed) - _SHOWN} more)" if len(changed) > _SHOWN else ""
         raise ResumeError(
-            f"{model_out} holds a training with another {', '.join(changed[:5])}: {first} was {shorten(repr(before.get(first)))}, is now "
-            f"{shorten(repr(now.get(first)))}; repeat the first command to go on, or choose another folder."
+            f"{model_out} holds another training: {'; '.join(changed[:_SHOWN])}{more}. Repeat the first command to go on, or choose another "
+            "folder."
         )
-
-
-def _flat(values: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(values, dict) and values:
-        return {key: value for part in values for key, value in _flat(values[part], f"{name}.{part}" if name else part).items()}
-    return {name: values}

@@ -249,8 +249,9 @@ def choose_channels(channels: tuple[int, ...] | None, count: int, url: str) -> t
         VolumeError: if one does not exist.
     """
     chosen = tuple(range(count)) if channels is None else channels
-    if count == 1 and len(chosen) > 1:
-        raise VolumeError(f"channels {', '.join(map(str, chosen))} of {url}: it has one; choose a model for one channel.")
+    if count == 1 and chosen != (0,):
+        asked = f"channel{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))}"
+        raise VolumeError(f"{asked} of {url}: it has one, number 0; leave the choice of channels (--channels) out.")
     for channel in chosen:
         if not 0 <= channel < count:
             raise VolumeError(f"channel {channel} of {url} does not exist; it has channels 0 to {count - 1}.")

@@ -20,7 +20,7 @@ from unet_core.volumes.protocol import LaidOut, Layout, check_inside
 from unet_core.volumes.stored_chunks import StoredChunks
 from unet_core.volumes.zarr_guard import missing_message
 
-EXTRA = "tensorstore"
+EXTRA = "precomputed"
 
 
 @dataclass(frozen=True)

@@ -471,7 +471,7 @@ CONTRADICTIONS: list[tuple[Edit, str]] = [
     (set_path("voxel_size_um", to=[0.04, 0.008]), r"has the voxel size \(0.04, 0.008\), the axes \(0.04, 0.008, 0.009"),
     (set_path("voxel_size_um", to=[0.04, 0.009, 0.008]), r"has the voxel size \(0.04, 0.009, 0.008\), the axes"),
     (set_path("voxel_size_um", to="unknown"), "has the voxel size unknown, the axes"),
-    (set_path("normalisation", "offset", to=[1.0]), "1 offsets for 2 channels"),
+    (set_path("normalisation", "offset", to=[1.0]), "1 offset for 2 channels"),
     (set_path("normalisation", to={"kind": "image", "low": 90, "high": 10}), "low must be below high"),
 ]
 

@@ -37,7 +37,7 @@ NAMES = [{"name": "a"}, {"name": "b"}]
         ({"pairs": []}, "pairs: Tuple should have at least 1 item"),
         ({"pairs": [{"image": "a"}]}, "the key 'labels' is missing in pairs.0"),
         ({"labels": "semantic"}, "labels: Input should be 'classes' or 'instances' (got 'semantic')"),
-        ({"classes": TWO[:1]}, "classes has 1 entries; name at least two"),
+        ({"classes": TWO[:1]}, "classes has 1 entry; name at least two"),
         ({"classes": [TWO[0], {"name": "background", "values": 3}]}, "two classes are named 'background'"),
         ({"classes": [TWO[0], {"name": "b", "values": 0}]}, "0 is stated for class 'background' and for class 'b'"),
         ({"ignore": 1}, "1 is stated for ignore and for class 'cell'"),

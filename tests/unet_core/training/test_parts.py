@@ -196,7 +196,7 @@ ONE = (STACK[0], LABELS[0])
         ({"a": ONE, "b": ONE}, {}, {"b": {"image": "a.tif"}}, "a.tif is there twice among the pairs"),
         ({"a": ONE}, {}, {"a": {"image": "c.tif"}}, "input not found: .*c.tif.*start from .*say where the data lie with --root FOLDER"),
         ({"a": ONE}, {}, {"a": {"labels": "a_lables.tif"}}, "did you mean .*a_labels.tif"),
-        ({"a": ONE}, {}, {"a": {"part": "test"}}, "Nothing is for train: of 1 pairs 0 for train, 0 for validation, 1 for test"),
+        ({"a": ONE}, {}, {"a": {"part": "test"}}, "Nothing is for train: of 1 pair 0 for train, 0 for validation, 1 for test"),
         ({"a": ONE}, {}, {"a": {"part": None, "boxes": {"test": ":"}}}, "Nothing is for train"),
         ({"a": ONE}, {}, {"a": {"part": None, "boxes": {"train": "0:14"}}}, r"'0:14' of .*a.tif does not lie inside .* \(13, 17\)"),
         ({"a": ONE}, {}, {"a": {"part": None, "boxes": {"train": "3:3"}}}, "or is empty"),

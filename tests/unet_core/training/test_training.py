@@ -260,10 +260,53 @@ def test_another_request_in_the_same_folder_is_refused_by_field(tmp_path: Path) 
     options = make_options("default", FAST)
     plan_training(str(data), str(tmp_path / "model"), options, threads=1)
     plan_training(str(data), str(tmp_path / "model"), options)  # threads as planned
-    with pytest.raises(ResumeError, match="options.optimiser.rate was 0.01, is now 0.5"):
-        plan_training(str(data), str(tmp_path / "model"), make_options("default", [*FAST, "optimiser.rate=0.5"]))
-    with pytest.raises(ResumeError, match="threads was 1, is now 2"):
-        plan_training(str(data), str(tmp_path / "model"), options, threads=2)
+    for changed, settings, arguments, message in [
+        (
+            data,
+            ("optimiser.rate=0.5",),
+            {},
+            "--set optimiser.rate=0.01 then, --set optimiser.rate=0.5 now. Repeat the first command",
+        ),
+        (
+            data,
+            ("network.arguments.levels=3",),
+            {},
+            "--set network.arguments.levels=2 then, --set network.arguments.levels=3 now",
+        ),
+        (
+            data,
+            ("network.arguments={base: 4}",),
+            {},
+            "--set network.arguments.levels=2 then, no --set network.arguments.levels now",
+        ),
+        (data, ("heads=[{kind: distance, scale: 3}]",), {}, r"--set heads=\[\{kind: classes, .* now"),
+        (data, (), {"threads": 2}, "--threads 1 then, --threads 2 now"),
+        (data, (), {"init": "nuclei-he"}, "no --init then, --init .*nuclei-he now"),
+        (write_disks(tmp_path / "other"), (), {}, "data of .*/data then, of .*/other now"),
+    ]:
+        with pytest.raises(ResumeError, match=message) as told:
+            plan_training(str(changed), str(tmp_path / "model"), make_options("default", [*FAST, *settings]), **arguments)
+        assert "\n" not in str(told.value)
+        assert "fingerprint" not in str(told.value)
+    for description, message in [
+        ({"split": {"validation": 0.4}}, r"split of the data set was \{.*validation: 0.2\}, is \{.*validation: 0.4\} now"),
+        (
+            {"pairs": [{"image": f"images/disks{n}.png", "labels": f"labels/disks{n}.tif"} for n in (0, 1)]},
+            "5 pairs then, of 2 now",
+        ),
+        (
+            {"pairs": [{"image": "images/*.png", "labels": "labels/{name}.tif", "voxel_size_um": [1, 1]}]},
+            r"voxel_size_um of .*disks0.png was null, is \[1.0, 1.0\] now",
+        ),
+    ]:
+        write_disks(tmp_path / "data", **description)
+        with pytest.raises(ResumeError, match=message):
+            plan_training(str(data), str(tmp_path / "model"), options)
+    write_disks(tmp_path / "data")
+    plan_training(str(data), str(tmp_path / "model"), options)  # the same files again
+    write_disks(tmp_path / "data", seed=1)
+    with pytest.raises(ResumeError, match=r"the image .*disks0\.png or its labels have changed since"):
+        plan_training(str(data), str(tmp_path / "model"), options)
 
 
 @pytest.mark.parametrize(
