@@ -194,7 +194,7 @@ def demo(output: Path = Path("unet-demo"), *, workers: Whole = 2, json: Flag = F
     """Segment the nuclei of a bundled whole slide with a bundled model, as a Prefect flow on local workers.
 
     Args:
-        output: Folder for the result and its picture; run it again to resume.
+        output: Folder for the result, its picture and its report; run it again to resume.
         workers: Processes.
         json: Print a machine-readable last line.
         debug: Show tracebacks.
@@ -208,7 +208,7 @@ def demo(output: Path = Path("unet-demo"), *, workers: Whole = 2, json: Flag = F
     for line in facts["lines"]:
         print(line)
     if json:
-        print_json(summary | {"picture": facts["picture"]})
+        print_json(summary | {"picture": facts["picture"], "report": facts["report"]})
     return _PARTIAL if summary["failures"] else 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_core.job import SegmentationJob, make_job
+from unet_core.ledger import REPORT_KEY
 from unet_core.pictures.summary import draw_summary
 from unet_core.report.opened import open_output
 
@@ -23,15 +24,19 @@ def prepare_demo(folder: Path) -> SegmentationJob:
 
 
 def show_demo(job: SegmentationJob, folder: Path) -> dict[str, Any]:
-    """Draw the picture; what to tell the user."""
-    picture = folder / "nuclei.png"
-    sheet, _ = draw_summary(open_output(job.output).scene())
+    """Draw the picture and lay the run's page beside it; what to tell the user."""
+    picture, page = folder / "nuclei.png", folder / "report.html"
+    opened = open_output(job.output)
+    sheet, _ = draw_summary(opened.scene())
     sheet.save(picture)
+    page.write_bytes(opened.store.get(REPORT_KEY))
     return {
         "picture": str(picture),
+        "report": str(page),
         "lines": [
             f"  slide:   {SLIDE}, H&E at 20x (OpenSlide test data, Carnegie Mellon University)",
             f"  result:  {job.output} (OME-Zarr: drop it on a viewer; label image under labels/classes)",
             f"  picture: {picture}",
+            f"  report:  {page}",
         ],
     }

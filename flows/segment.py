@@ -22,6 +22,8 @@ from unet_core.agenda import Agenda, Batch
 from unet_core.errors import UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record
+from unet_core.report.facts import Told
+from unet_core.report.making import report_run
 from unet_core.segment import RunSummary
 from unet_core.wording import counted
 
@@ -123,7 +125,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 
     summary = run_stages(prepared, cluster, workers, run_batches)
     create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")
-    create_markdown_artifact(_markdown(summary), key="segmentation-summary", description=f"Result of {job.image}")
+    create_markdown_artifact(_tell(summary), key="segmentation-summary", description=f"Result of {job.image}")
     if summary.failures:
         raise PartialRunError(summary)
     return summary.as_json()
@@ -179,17 +181,12 @@ def segment_batch(
     return records, failed
 
 
-def _markdown(summary: RunSummary) -> str:
-    lines = [f"# {summary.status}", "", f"`{summary.output}`", "", f"| class | voxels | {summary.area_unit} |", "|---|---|---|"]
-    for name, count in summary.label_voxels.items():
-        area = f"{summary.area_um[name]:,.0f}" if summary.area_um else "voxel size unknown"
-        lines.append(f"| {name} | {count:,} | {area} |")
-    if summary.instances is not None:
-        lines += ["", f"Instances: {', '.join(f'{count:,} {name}' for name, count in summary.instances.items()) or 'none'}."]
-    lines += [
-        "",
-        f"{summary.computed} of {summary.blocks} blocks computed in this run, {summary.voxels_per_second / 1e6:.2f} Mvoxel/s.",
-    ]
-    lines += [f"- {text}" for text in (*summary.skipped, *summary.warnings, *summary.failures)]
-    lines += [f"- seams: {score.sentence(axis)}" for axis, score in summary.seams.items()]
-    return "\n".join(lines)
+def _tell(summary: RunSummary) -> str:
+    """The result as Markdown, with a picture; its page is left in the output."""
+    told = Told(summary.seconds, summary.failures, [*summary.skipped, *summary.warnings], summary.seams or None)
+    rate = f"{summary.voxels_per_second / 1e6:.2f} Mvoxel/s"
+    line = f"{summary.computed:,} of {summary.blocks:,} blocks computed in this run, {rate}."
+    text, problem = report_run(summary.output, told, [line])
+    if problem:
+        get_run_logger().warning(problem)
+    return text

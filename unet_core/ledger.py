@@ -4,6 +4,7 @@
 .unet/request.json   which blocks are wanted, and where image and model lie
 .unet/ledger/STAGE/INDEX.json
 .unet/complete.json  written by the audit alone
+.unet/report.html    a page about the result, of a run that makes one
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ FOLDER = OWN_FOLDER
 PLAN_KEY = f"{FOLDER}/plan.json"
 REQUEST_KEY = f"{FOLDER}/request.json"
 COMPLETE_KEY = f"{FOLDER}/complete.json"
+REPORT_KEY = f"{FOLDER}/report.html"
 _LEDGER_FOLDER = f"{FOLDER}/ledger"
 _READERS = 8
 

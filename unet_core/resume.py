@@ -59,6 +59,7 @@ def prepare(planned: Planned, output_url: str) -> Request:
         request = _grown(ledger.find_request(store), planned.request)
         if not ledger.is_complete(store, request):
             store.delete(ledger.COMPLETE_KEY)
+            store.delete(ledger.REPORT_KEY)  # it would tell of an earlier state
         output.create_output(store, planned.plan)
         store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))
     except OSError as error:  # such as a directory in the place of a file

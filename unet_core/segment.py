@@ -274,6 +274,8 @@ def withdraw_damaged(store: Store, plan: Plan, records: list[Record]) -> list[tu
     damaged = ledger.faults(store, records)
     for stage, index in reversed(_made_from_all(plan, damaged)):
         ledger.withdraw(store, stage, index)
+    if damaged:
+        store.delete(ledger.REPORT_KEY)
     return damaged
 
 

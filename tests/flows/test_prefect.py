@@ -20,9 +20,11 @@ import zarr
 
 from tests.conftest import textured
 from tests.flows.test_signals import STOPPED, segment_arguments, stop
+from tests.unet_core.report.pages import Page
 from tests.unet_core.test_segment import digest
 from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core.job import make_job
+from unet_core.ledger import REPORT_KEY
 from unet_core.segment import run
 
 Maker = Callable[..., Path]
@@ -93,6 +95,10 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     artifacts = {entry["key"]: entry for entry in ask(api, "/artifacts/filter", {})}
     assert set(artifacts) == {"segmentation-progress", "segmentation-batches", "segmentation-summary"}
     assert artifacts["segmentation-progress"]["data"] == 100
+    assert "](data:image/jpeg;base64," in artifacts["segmentation-summary"]["data"]
+    page = Page(tmp_path / "out" / REPORT_KEY)
+    assert page.facts["state"] == "complete"
+    assert page.facts["seconds"] > 0
     logs = ask(api, "/logs/filter", {"logs": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
     lines = [entry["message"] for entry in sorted(logs, key=lambda entry: entry["timestamp"])]
     units = [line.split(":")[0] for line in lines if " block " in line]
@@ -164,6 +170,7 @@ def test_the_demonstration_runs_without_any_server(tmp_path: Path) -> None:
     assert summary["status"] == "complete"
     assert 0.03 < summary["label_voxels"]["nucleus"] / (2967 * 2220) < 0.15
     assert Path(summary["picture"]).stat().st_size > 100_000
+    assert Page(Path(summary["report"])).facts["classes"][1]["voxels"] == summary["label_voxels"]["nucleus"]
     again = unet({"PREFECT_API_URL": ""}, "demo", tmp_path / "demo", "--json")
     assert json.loads(again.stdout.splitlines()[-1])["computed"] == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -18,6 +19,7 @@ from unet_core.pictures.scene import Readable, Scene
 CANDIDATES = 256  # places that are looked at, at most
 _LISTED = 50_000  # places of an image up to which all are listed, to draw from
 _PLANES = 16  # sections of a volume that places lie in; neighbours look alike
+_READERS = 4
 _SEED = 0
 
 Why = Literal["densest", "most uncertain", "at random"]
@@ -70,7 +72,8 @@ def choose_places(
         centres: of all objects, (objects, axes), if they are known: the densest places are then found wherever they are.
     """
     boxes = candidate_boxes(scene, side, each, centres)
-    looked = [_look(scene, box, probabilities, kind) for box in boxes]
+    with ThreadPoolExecutor(_READERS) as readers:
+        looked = list(readers.map(lambda box: _look(scene, box, probabilities, kind), boxes))
     order = np.random.default_rng(_SEED).permutation(len(looked)).tolist()
     order.sort(key=lambda number: looked[number][0] == 0)  # of glass and resin there is more than enough
     rankings: list[tuple[Why, list[int]]] = [("densest", _best([objects for objects, _, _ in looked]))]

@@ -102,6 +102,7 @@ class Scene:
         dtype: of the image.
         done: which blocks were computed, of shape ``grid.counts``; the others are drawn dark.
         grid: of blocks.
+        most_read: voxels of the image that are read for one picture; where it would take more, labels are drawn alone.
     """
 
     axes: str
@@ -116,6 +117,7 @@ class Scene:
     dtype: np.dtype[Any]
     done: NDArray[np.bool_]
     grid: BlockGrid
+    most_read: int = MOST_READ
     _opened: dict[tuple[str, int], Readable] = field(default_factory=dict, repr=False)
 
     def overview(
@@ -201,7 +203,11 @@ class Scene:
             factor = [size / (own + 1) for size, own in zip(self.shape, source.spatial_shape, strict=True)]
             if source is self.sources[0] or plane.is_fine_enough(factor):
                 cells = self._cells(plane, source.spatial_shape)
-                return plane.flat(read_means(source.read, source.channel_count, cells)) if voxels_of(cells) <= MOST_READ else None
+                return (
+                    plane.flat(read_means(source.read, source.channel_count, cells))
+                    if voxels_of(cells) <= self.most_read
+                    else None
+                )
         return None
 
     def _cells(self, plane: Plane, own_shape: Shape) -> list[Cells]:

@@ -89,13 +89,17 @@ class Gallery:
         return {"candidates": self.sample.candidates, "side": self.sample.side, "places": places}
 
 
-def draw_gallery(opened: Opened) -> Gallery:
+def draw_gallery(opened: Opened, scene: Scene | None = None) -> Gallery:
     """Draw overview and close-ups.
+
+    Args:
+        opened: an output.
+        scene: of it; one that may read much of the image unless told.
 
     Raises:
         InputError: if the image is not there any more.
     """
-    scene, plan = opened.scene(), opened.plan
+    scene, plan = scene or opened.scene(), opened.plan
     kept = next((image for image in plan.images if image.kind == "probabilities"), None)
     probabilities = None if kept is None else opened.result.volume(kept.path)
     sample = choose_places(scene, _side(scene.shape), EACH, probabilities, plan.model.kind, object_centres(opened))

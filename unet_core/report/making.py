@@ -1,18 +1,29 @@
-"""The report of an output, from opening it to its page."""
+"""The report of an output, from opening it to its page; and that of a run, which it leaves in its output."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
+from unet_core import ledger
+from unet_core.errors import UnetCoreError
+from unet_core.pictures.rgb import jpeg
+from unet_core.pictures.summary import draw_summary
 from unet_core.report.facts import Facts, Told, gather_facts
-from unet_core.report.gallery import draw_gallery
+from unet_core.report.gallery import data_uri, draw_gallery
+from unet_core.report.markdown import report_markdown
 from unet_core.report.opened import open_output
 from unet_core.report.page import check_place, render_report, report_json, write_page
 from unet_core.seams import measure_seams
 
-__all__ = ["make_report"]
+__all__ = ["make_report", "report_run"]
+
+_MOST_READ_BY_RUN = 1 << 29  # voxels of the image for one picture: a run that is over should not be kept waiting
+_PICTURE_QUALITY = 70
 
 
 def make_report(
@@ -41,7 +52,34 @@ def make_report(
     if seams and told.seams is None:
         told = replace(told, seams=measure_seams(output))
     facts, gallery = gather_facts(opened, told), draw_gallery(opened)
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    written = _now()
     if to is not None:
         write_page(render_report(facts, gallery, written), to)
     return facts, report_json(facts, gallery) | {"written": written}
+
+
+def report_run(output: str, told: Told, lines: Sequence[str] = ()) -> tuple[str, str | None]:
+    """Write the page of a run that has just ended into its output, and tell its short form.
+
+    Args:
+        output: URL.
+        told: what the run knows.
+        lines: more that the short form says.
+
+    Returns:
+        Markdown, with a picture; and why there is no page or picture, if there is none.
+    """
+    opened = open_output(output)
+    facts = gather_facts(opened, told)
+    try:
+        scene = opened.scene(_MOST_READ_BY_RUN)
+        opened.store.put(ledger.REPORT_KEY, render_report(facts, draw_gallery(opened, scene), _now()).encode())
+        sheet, _ = draw_summary(scene)
+    except (UnetCoreError, OSError) as error:  # the result is there all the same
+        return report_markdown(facts, lines=lines), f"{error}; 'unet report {output}' writes a page about the result."
+    picture = data_uri("jpeg", jpeg(np.asarray(sheet), _PICTURE_QUALITY))
+    return report_markdown(facts, picture, f"{facts.output.rstrip('/')}/{ledger.REPORT_KEY}", lines), None
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

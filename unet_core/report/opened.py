@@ -14,6 +14,7 @@ from unet_core.geometry import Box, Shape
 from unet_core.inputs import Source
 from unet_core.ledger import Record, Request
 from unet_core.pictures import Scene, ShownClass
+from unet_core.pictures.scene import MOST_READ
 from unet_core.plan import INSTANCES_PATH, Plan
 from unet_core.result import Result, open_result
 from unet_core.resume import wanted_records, wanted_units
@@ -94,8 +95,8 @@ class Opened:
                 f"The image of {self.result.url} cannot be opened: {error} If it lies elsewhere now, name it as the second argument."
             ) from error
 
-    def scene(self) -> Scene:
-        """Image and labels, to be drawn."""
+    def scene(self, most_read: int = MOST_READ) -> Scene:
+        """Image and labels, to be drawn; ``most_read`` as of ``Scene``."""
         plan, stage = self.plan, self.plan.stages[0]
         done = np.zeros(stage.grid.block_count, dtype=bool)
         done[list(self.segmented)] = True
@@ -113,6 +114,7 @@ class Opened:
             dtype=self.source.volume.dtype,
             done=done.reshape(stage.grid.counts),
             grid=stage.grid,
+            most_read=most_read,
         )
 
     def _factors(self) -> tuple[Shape, ...]:
