@@ -96,8 +96,7 @@ class SkippedFacts:
     """What the result does not hold, or what was filled in.
 
     Args:
-        roi: boxes that were asked for, as text; empty for everything, and where masks chose the blocks.
-        masks: what each left out, in a sentence.
+        roi: boxes that were asked for, as text; empty for everything.
         unwanted_blocks: of the finest level, outside of them.
         unwanted_voxels: likewise.
         undone_blocks: of the finest level, wanted and without a record.
@@ -108,7 +107,6 @@ class SkippedFacts:
     """
 
     roi: tuple[str, ...]
-    masks: tuple[str, ...]
     unwanted_blocks: int
     unwanted_voxels: int
     undone_blocks: int
@@ -277,8 +275,7 @@ def _skipped(opened: Opened, failures: Sequence[str]) -> SkippedFacts:
     undone = list(opened.undone_blocks())
     missing = list(dict.fromkeys(key for record in opened.segmented.values() for key in record.missing_chunks))
     return SkippedFacts(
-        roi=() if opened.request.masks else tuple(_box_text(start, stop) for start, stop in opened.request.roi or ()),
-        masks=tuple(mask.sentence() for mask in opened.request.masks),
+        roi=tuple(_box_text(start, stop) for start, stop in opened.request.roi or ()),
         unwanted_blocks=len(unwanted),
         unwanted_voxels=sum(box.voxel_count for box in unwanted),
         undone_blocks=len(undone),
