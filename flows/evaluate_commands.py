@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from flows import settings
 from flows.options import Flag, Whole, WholeOrNone, numbers_of
 from flows.printing import print_json, visible
 
 if TYPE_CHECKING:
+    from flows.evaluation import EvaluationJob
     from unet_core.evaluation import ScoreTable
 
 USUAL_METRICS = "iou,dice"
@@ -45,6 +46,8 @@ def evaluate(
     symmetries: Literal["none", "flips", "all"] = "none",
     device: str = "auto",
     threads: Whole = 1,
+    report: str | None = None,
+    flow: Flag = False,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
@@ -79,10 +82,13 @@ def evaluate(
         symmetries: That a model's predictions are averaged over.
         device: Where a model runs: auto, cpu, cuda or cuda:N.
         threads: CPU threads of a model.
+        report: File of a page with every score, each image as a dot, and the worst cases as pictures.
+        flow: Run as a Prefect flow even when no Prefect API is configured.
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
-    from unet_core.evaluation import MeaningOptions, OpeningOptions, check_metrics, open_pairs, score_images
+    from flows.evaluation import EvaluationJob, HeldOut, evaluate_plainly
+    from unet_core.evaluation import MeaningOptions, OpeningOptions, check_metrics
     from unet_core.metrics.maps import THRESHOLDS
 
     options = OpeningOptions(
@@ -105,36 +111,41 @@ def evaluate(
         memory_bytes=_bytes_of(memory_gib),
         missing=missing,
     )
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    held_out = None
     if _is_data_set(prediction, reference):
-        from unet_core.predict import resolve_device
-        from unet_core.training.held_out import held_out_pairs
-
-        check_metrics(names)
         _check_threads(threads)
         _check_unused({"prediction-is": prediction_is, "reference-is": reference_is, "ignore": ignore})
-        held_out = held_out_pairs(
-            prediction,
-            reference,
-            options.meaning,
-            purpose=part,
-            root=root,
-            fold=fold,
-            foreground=class_,
-            symmetries=symmetries,
-            device=resolve_device(device),
-            threads=threads,
-        )
-        pairs = (section for pair in held_out for section in (pair.sections() if by_section else [pair]))
-        first = next(pairs)
-        table = score_images(chain([first], pairs), names, options.memory_bytes)
+        held_out = HeldOut(part=part, root=root, fold=fold, symmetries=symmetries, device=device, threads=threads)
+    names = check_metrics([name.strip() for name in metrics.split(",") if name.strip()])
+    job = EvaluationJob(prediction, reference, names, options, held_out, report)
+    if flow or settings.prefect_api_url() is not None:
+        table, sentences = _evaluate_flow(job)
     else:
-        first, *others = open_pairs(prediction, reference, names, options)
-        table = score_images([first, *others], names, options.memory_bytes)
-    _print_table(table, first.meaning.sentences(), by_section)
+        evaluated = evaluate_plainly(job)
+        table, sentences = evaluated.table, evaluated.sentences
+    _print_table(table, sentences, by_section)
+    if report:
+        print(f"page: {report}")
     if json:
-        print_json({"prediction": prediction, "reference": reference} | table.as_json())
+        print_json({"prediction": prediction, "reference": reference} | table.as_json() | ({"page": report} if report else {}))
     return 0
+
+
+def _evaluate_flow(job: EvaluationJob) -> tuple[ScoreTable, tuple[str, ...]]:
+    from flows.prefect_server import check_prefect, start_ephemeral
+    from unet_core.evaluation import ScoreTable
+
+    api_url = settings.prefect_api_url()
+    if api_url is not None:
+        check_prefect(api_url)
+    job.check_all()
+    settings.apply_defaults()
+    if api_url is None:
+        start_ephemeral()
+    from flows.evaluate import evaluate_archive
+
+    found = evaluate_archive(**job.as_parameters())
+    return ScoreTable.from_json(found), tuple(found["meaning"])
 
 
 def _check_unused(options: dict[str, object]) -> None:

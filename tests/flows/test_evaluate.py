@@ -14,8 +14,9 @@ import tifffile
 
 from tests.conftest import DATA, needs_data
 from tests.flows.test_cli import ROOT, call
-from tests.flows.test_prefect import ask, server  # noqa: F401
+from tests.flows.test_prefect import ask, server, unet  # noqa: F401
 from tests.unet_core.metrics.partitions import alike, partition
+from tests.unet_core.report.pages import Page, check_inert
 from tests.unet_core.training.datasets import write_disks
 from unet_core import metrics
 from unet_core.evaluation import Meaning, pair_of_arrays
@@ -166,5 +167,35 @@ def test_the_flow_leaves_a_table_of_the_same_scores(server: dict[str, str], fold
     assert scores["seg"]["mean"] == pytest.approx(np.mean(expected))
     artifacts = {entry["key"]: entry for entry in ask(server["PREFECT_API_URL"], "/artifacts/filter", {})}
     rows = json.loads(artifacts["evaluation-scores"]["data"])
-    assert [row["image"] for row in rows] == ["image-0", "image-1", "image-2", "mean"]
-    assert rows[-1]["seg"] == pytest.approx(np.mean(expected))
+    ends = ["95 % interval, from", "95 % interval, to"]
+    assert [row["image"] for row in rows] == ["image-0", "image-1", "image-2", "mean", *ends]
+    assert rows[3]["seg"] == pytest.approx(np.mean(expected))
+    assert [row["seg"] for row in rows[4:]] == pytest.approx(metrics.bootstrap_interval(expected))
+    assert "](data:image/jpeg;base64," in artifacts["evaluation-summary"]["data"]
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_as_a_flow_from_the_command_line(server: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    classes = [{"name": "background"}, {"name": "nucleus"}]
+    data = write_disks(tmp_path / "data", count=4, split={"test": 0.5}, classes=classes)
+    arguments = ("evaluate", "nuclei-fluorescence", data, "--metrics", "pq,iou", "--json")
+    alone = unet({"PREFECT_API_URL": ""}, *arguments, "--report", tmp_path / "alone.html")
+    flow = unet(server, *arguments, "--report", tmp_path / "flow.html")
+    assert (alone.returncode, flow.returncode) == (0, 0), alone.stderr + flow.stderr
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, flow))
+    pages = [Page(tmp_path / name) for name in ("alone.html", "flow.html")]
+    for page in pages:
+        check_inert(page)
+        page.facts.pop("written")
+    assert pages[0].facts == pages[1].facts
+    assert first.pop("page") != second.pop("page")
+    assert first == second
+    assert pages[0].facts["scores"] == first["scores"]
+    runs = ask(server["PREFECT_API_URL"], "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert runs[0]["state_type"] == "COMPLETED"
+    before = ask(server["PREFECT_API_URL"], "/flow_runs/count", {})
+    for wrong, words in (("--metrics=qp", "There is no metric"), ("--root=nowhere", "nowhere")):
+        bad = unet(server, "evaluate", "nuclei-fluorescence", data, wrong)
+        assert (bad.returncode, len(bad.stderr.splitlines())) == (2, 1)
+        assert words in bad.stderr
+    assert ask(server["PREFECT_API_URL"], "/flow_runs/count", {}) == before

@@ -19,7 +19,7 @@ from unet_core import ledger
 from unet_core.errors import InputError
 from unet_core.evaluation.evidence import MEMORY_BYTES, check_memory
 from unet_core.evaluation.meaning import Meaning, MeaningOptions, PredictionIs, ReferenceIs
-from unet_core.evaluation.pairs import Channel, Pair, Readable
+from unet_core.evaluation.pairs import Channel, Pair, Readable, Shown
 from unet_core.evaluation.scores import METRICS, check_metrics
 from unet_core.places import check_location
 from unet_core.plan import LabelName
@@ -167,10 +167,21 @@ def _open_pair(name: str, prediction: str, reference: str, metrics: Sequence[str
             f"--class is {label}, but the prediction holds {prediction_is} and the reference {reference_is}, which have no classes; "
             "leave it out, or say --prediction-is classes or --reference-is classes."
         )
-    pair = Pair(name, image, truth, Meaning(prediction_is, reference_is, replace(options.meaning, label=label)))
+    meaning = Meaning(prediction_is, reference_is, replace(options.meaning, label=label))
+    pair = Pair(name, image, truth, meaning, None if result is None else lambda: _image_of(result))
     if result is not None:
         _check_computed(result, pair)
     return pair
+
+
+def _image_of(result: Result) -> Shown | None:
+    """The image that a result was made of, if it is where it was, and still the same."""
+    from unet_core import inputs
+
+    try:
+        return inputs.reopen(ledger.read_request(open_store(result.url)).image, result.plan)
+    except (InputError, OSError):
+        return None
 
 
 def _check_computed(result: Result, pair: Pair) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,16 @@ class Readable(Protocol):
         """Voxels of ``box``, of shape (C, *box.shape)."""
 
 
+class Shown(Protocol):
+    """What is read of an image to be looked at."""
+
+    @property
+    def spatial_shape(self) -> Shape: ...
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Voxels of ``box``, of shape (C, *box.shape)."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two images of one shape, with one channel each.
@@ -45,6 +55,7 @@ class Pair:
         prediction: see ``meaning``.
         reference: see ``meaning``.
         meaning: of their numbers.
+        image: gives what both are labels of, to be looked at; None, or gives None, where it is not at hand.
 
     Raises:
         InputError: if they do not cover the same voxels, or have several channels.
@@ -54,6 +65,7 @@ class Pair:
     prediction: Readable
     reference: Readable
     meaning: Meaning
+    image: Callable[[], Shown | None] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction.spatial_shape != self.reference.spatial_shape:
@@ -73,6 +85,11 @@ class Pair:
         """Prediction and reference in ``box``."""
         return self.prediction.read(box)[0], self.reference.read(box)[0]
 
+    def open_image(self) -> Shown | None:
+        """The image, if it is at hand and covers the same voxels."""
+        found = None if self.image is None else self.image()
+        return found if found is not None and found.spatial_shape == self.shape else None
+
     def blocks(self) -> Iterator[Box]:
         """Boxes that cover the image, whole chunks of the reference where they are not too large."""
         return BlockGrid(self.shape, _block_shape(self.shape, self.reference.chunk_shape)).blocks()
@@ -86,7 +103,16 @@ class Pair:
         """Each section as a pair of its own."""
         for box in self.section_boxes():
             name = f"{self.name} z={box.start[0]}" if box.ndim == 3 else self.name
-            yield Pair(name, _Section(self.prediction, box), _Section(self.reference, box), self.meaning)
+            yield Pair(
+                name, _Section(self.prediction, box), _Section(self.reference, box), self.meaning, self._image_section(box)
+            )
+
+    def _image_section(self, box: Box) -> Callable[[], Shown | None]:
+        def open_section() -> Shown | None:
+            image = self.open_image()
+            return None if image is None else _ShownSection(image, box)
+
+        return open_section
 
     def has_foreground(self) -> bool:
         """Whether the reference has any."""
@@ -117,21 +143,28 @@ class Channel:
         return self._image.read(box)[self._number : self._number + 1].copy()  # a view would keep the other channels
 
 
-class _Section:
+class _ShownSection:
     """One plane of an image, as an image of two dimensions."""
 
-    def __init__(self, image: Readable, box: Box) -> None:
+    def __init__(self, image: Shown, box: Box) -> None:
         self._image, self._box = image, box
-        self.url = image.url
-        self.channel_count = image.channel_count
         self.spatial_shape = box.shape[-2:]
-        self.chunk_shape = image.chunk_shape[-2:]
-        self.voxel_size = None if image.voxel_size is None else image.voxel_size[-2:]
 
     def read(self, box: Box) -> NDArray[Any]:
         leading = self._box.ndim - 2
         within = Box(self._box.start[:leading] + box.start, self._box.stop[:leading] + box.stop)
         return self._image.read(within).reshape(-1, *box.shape)
+
+
+class _Section(_ShownSection):
+    """The same of labels."""
+
+    def __init__(self, image: Readable, box: Box) -> None:
+        super().__init__(image, box)
+        self.url = image.url
+        self.channel_count = image.channel_count
+        self.chunk_shape = image.chunk_shape[-2:]
+        self.voxel_size = None if image.voxel_size is None else image.voxel_size[-2:]
 
 
 def _block_shape(shape: Shape, chunk_shape: Shape) -> Shape:

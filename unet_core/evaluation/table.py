@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,37 @@ class ScoreTable:
             "images": [{"name": name} | row for name, row in zip(self.names, self.rows, strict=True)],
             "class_iou": {str(number): value for number, value in self.class_iou.items()},
             "foreground": self.foreground,
+            "agreement": self.agreement,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ScoreTable:
+        """What ``as_json`` gave, also where JSON wrote NaN as null."""
+
+        def number(value: float | None) -> float:
+            return float("nan") if value is None else value
+
+        images = values["images"]
+        summary = []
+        for name, entry in values["scores"].items():
+            definition, best, _ = definition_of(name)
+            interval = None if entry["interval"] is None else (entry["interval"][0], entry["interval"][1])
+            summary.append(Summary(name, definition, best, entry["images"], number(entry["mean"]), interval, entry["pooled"]))
+        return cls(
+            tuple(image["name"] for image in images),
+            tuple({name: number(image[name]) for name in values["scores"]} for image in images),
+            tuple(summary),
+            {int(number): value for number, value in values["class_iou"].items()},
+            values["foreground"] and (values["foreground"][0], values["foreground"][1]),
+            values["agreement"],
+        )
 
 
 def score_images(
     pairs: Iterable[Pair],
     metrics: Sequence[str],
     memory_bytes: int = MEMORY_BYTES,
-    on_image: Callable[[str], None] = lambda name: None,
+    on_image: Callable[[Pair, Evidence, dict[str, float]], None] = lambda pair, evidence, row: None,
 ) -> ScoreTable:
     """Score predictions against references.
 
@@ -91,7 +114,7 @@ def score_images(
         pairs: at least one; ``pair_of_arrays`` makes one of arrays.
         metrics: names of ``METRICS``.
         memory_bytes: that one image or section may take; block-wise scores need little.
-        on_image: called after each image with its name.
+        on_image: called after each image with what was counted and its scores.
 
     Raises:
         InputError: if a metric is unknown, there is no pair, or no reference has foreground.
@@ -102,7 +125,7 @@ def score_images(
     for pair in pairs:
         evidence.append(gather(pair, needs, memory_bytes))
         names.append(pair.name)
-        on_image(pair.name)
+        on_image(pair, evidence[-1], row_of(evidence[-1], chosen))
     return tabulate(names, evidence, chosen)
 
 
@@ -115,9 +138,9 @@ def tabulate(names: Sequence[str], evidence: Sequence[Evidence], metrics: Sequen
     """Scores of what was counted of each image."""
     if not evidence:
         raise InputError("There is no image to score.")
-    rows = tuple(_row(part, metrics) for part in evidence)
+    rows = tuple(row_of(part, metrics) for part in evidence)
     together = pool(evidence)
-    pooled = _row(together, [name for name in metrics if METRICS[name].adds_up])
+    pooled = row_of(together, [name for name in metrics if METRICS[name].adds_up])
     summary = tuple(_summarise(name, [row[name] for row in rows], pooled.get(name)) for name in rows[0])
     has_classes = together.meaning.has_classes and together.classes.voxels
     whole = together.foreground
@@ -130,7 +153,8 @@ def tabulate(names: Sequence[str], evidence: Sequence[Evidence], metrics: Sequen
     return ScoreTable(tuple(names), rows, summary, by_class, foreground, agreement)
 
 
-def _row(evidence: Evidence, metrics: Sequence[str]) -> dict[str, float]:
+def row_of(evidence: Evidence, metrics: Sequence[str]) -> dict[str, float]:
+    """The values of one image, by name."""
     row: dict[str, float] = {}
     for name in metrics:
         row |= METRICS[name].values(evidence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from unet_core.report.facts import Facts, Told, gather_facts
 from unet_core.report.gallery import data_uri, draw_gallery
 from unet_core.report.markdown import report_markdown
 from unet_core.report.opened import open_output
-from unet_core.report.page import check_place, render_report, report_json, write_page
+from unet_core.report.page import check_place, now, render_report, report_json, write_page
 from unet_core.seams import measure_seams
 
 __all__ = ["make_report", "report_run"]
@@ -52,7 +51,7 @@ def make_report(
     if seams and told.seams is None:
         told = replace(told, seams=measure_seams(output))
     facts, gallery = gather_facts(opened, told), draw_gallery(opened)
-    written = _now()
+    written = now()
     if to is not None:
         write_page(render_report(facts, gallery, written), to)
     return facts, report_json(facts, gallery) | {"written": written}
@@ -73,13 +72,9 @@ def report_run(output: str, told: Told, lines: Sequence[str] = ()) -> tuple[str,
     facts = gather_facts(opened, told)
     try:
         scene = opened.scene(_MOST_READ_BY_RUN)
-        opened.store.put(ledger.REPORT_KEY, render_report(facts, draw_gallery(opened, scene), _now()).encode())
+        opened.store.put(ledger.REPORT_KEY, render_report(facts, draw_gallery(opened, scene), now()).encode())
         sheet, _ = draw_summary(scene)
     except (UnetCoreError, OSError) as error:  # the result is there all the same
         return report_markdown(facts, lines=lines), f"{error}; 'unet report {output}' writes a page about the result."
     picture = data_uri("jpeg", jpeg(np.asarray(sheet), _PICTURE_QUALITY))
     return report_markdown(facts, picture, f"{facts.output.rstrip('/')}/{ledger.REPORT_KEY}", lines), None
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -59,7 +59,7 @@ def _classes(facts: Facts) -> str:
         + ([numbers.digits((entry.size_um or 0.0) / unit.um)] if unit else [])
         for entry in facts.classes
     ]
-    return _table(head, rows)
+    return table_of(head, rows)
 
 
 def _objects(facts: Facts) -> str:
@@ -74,9 +74,10 @@ def _objects(facts: Facts) -> str:
             per = numbers.density_unit(entry.per_um, ndim)
             row.append(f"{numbers.digits(entry.per_um * per.um)} per {per.sign}")
         rows.append(row)
-    return _table(["objects", "count", f"median size, {unit.sign}", *(["density"] if facts.computed_um else [])], rows)
+    return table_of(["objects", "count", f"median size, {unit.sign}", *(["density"] if facts.computed_um else [])], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells are Markdown already; all columns but the first are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

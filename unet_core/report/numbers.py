@@ -66,6 +66,13 @@ def brief(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def score(value: float | None) -> str:
+    """Four digits after the point; a dash where there is none."""
+    if value is None or not isfinite(value):
+        return "–"
+    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2e}"
+
+
 def percent(share: float) -> str:
     if 0 < share < 0.0001:
         return "< 0.01 %"

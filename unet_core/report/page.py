@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,11 @@ def check_place(to: str) -> None:
         raise JobError(f"{to} exists and is no page of this program; give another --to.")
 
 
+def now() -> str:
+    """When a page is written, in words."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def write_page(page: str, to: str) -> None:
     """Store a page as a whole; what lies there has been checked.
 
@@ -175,6 +181,7 @@ def _environment() -> Environment:
         "percent": numbers.percent,
         "duration": numbers.duration,
         "bytes": numbers.size_bytes,
+        "score": numbers.score,
     }
     found.globals |= {"numbers": numbers, "charts": charts}
     return found

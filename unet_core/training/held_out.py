@@ -25,6 +25,7 @@ from unet_core.training.dataset_description import Purpose
 from unet_core.training.options import IGNORE
 from unet_core.training.parts import Part
 from unet_core.training.stated_normalisation import normalisations
+from unet_core.volumes.array import ArrayVolume
 from unet_core.wording import counted
 
 _BLOCK = {2: 1024, 3: 96}  # voxels along each axis that are predicted at once
@@ -169,7 +170,8 @@ def _distance_head(package: ModelPackage, foreground: str | None) -> Head:
 def _classes_pair(part: Part, probabilities: NDArray[np.float32], options: MeaningOptions) -> Pair:
     classes, _ = part.read_labels(part.box)
     meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE))
-    return pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
+    pair = pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
+    return replace(pair, image=lambda: _image_of(part))
 
 
 def _pair(
@@ -182,4 +184,9 @@ def _pair(
     truth = np.where(classes == number, 1 if ids is None else ids, 0)
     truth[classes == IGNORE] = _IGNORED_ID
     meaning = Meaning(prediction_is, "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
-    return pair_of_arrays(part.name, prediction, truth, meaning)
+    return replace(pair_of_arrays(part.name, prediction, truth, meaning), image=lambda: _image_of(part))
+
+
+def _image_of(part: Part) -> ArrayVolume:
+    """The image of a part, without what lies around it."""
+    return ArrayVolume(part.read_image(part.box), axes="c" + "zyx"[-part.box.ndim :], url=part.name)
