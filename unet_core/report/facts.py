@@ -96,7 +96,8 @@ class SkippedFacts:
     """What the result does not hold, or what was filled in.
 
     Args:
-        roi: boxes that were asked for, as text; empty for everything.
+        roi: boxes that were asked for, as text, the first of many; empty for everything, and where masks tell which.
+        masks: what each mask left out, in a sentence.
         unwanted_blocks: of the finest level, outside of them.
         unwanted_voxels: likewise.
         undone_blocks: of the finest level, wanted and without a record.
@@ -107,6 +108,7 @@ class SkippedFacts:
     """
 
     roi: tuple[str, ...]
+    masks: tuple[str, ...]
     unwanted_blocks: int
     unwanted_voxels: int
     undone_blocks: int
@@ -275,7 +277,8 @@ def _skipped(opened: Opened, failures: Sequence[str]) -> SkippedFacts:
     undone = list(opened.undone_blocks())
     missing = list(dict.fromkeys(key for record in opened.segmented.values() for key in record.missing_chunks))
     return SkippedFacts(
-        roi=tuple(_box_text(start, stop) for start, stop in opened.request.roi or ()),
+        roi=() if opened.request.masks else tuple(_box_text(*box) for box in (opened.request.roi or ())[:LISTED]),
+        masks=tuple(mask.sentence() for mask in opened.request.masks),
         unwanted_blocks=len(unwanted),
         unwanted_voxels=sum(box.voxel_count for box in unwanted),
         undone_blocks=len(undone),

@@ -37,7 +37,8 @@ def report_markdown(facts: Facts, picture: str = "", page: str = "", lines: Sequ
     said = [seam.sentence(axis) for axis, seam in (facts.seams or {}).items()]
     said += [*facts.warnings, *skipped.failures]
     if skipped.unwanted_blocks:
-        said.append(f"{skipped.unwanted_blocks:,} blocks lie outside the region that was asked for.")
+        why = "; ".join(skipped.masks) or "outside the region that was asked for"
+        said.append(f"{skipped.unwanted_blocks:,} blocks were not wanted: {why}.")
     if skipped.undone_blocks:
         said.append(f"{skipped.undone_blocks:,} blocks are not computed: {'; '.join(skipped.undone_boxes)}.")
     if skipped.missing_chunks:

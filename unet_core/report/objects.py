@@ -67,6 +67,7 @@ class ObjectFacts:
         voxels: of an object; None if there are none, here and below.
         size_um: likewise in um^2 or um^3; None also where the voxel size is unknown.
         histogram: of their sizes.
+        probability: of their class, mean over the voxels of each; None where probabilities were not kept or objects not measured.
         at_edge: objects that touch an end of the image, which may cut them; None where objects were not measured.
     """
 
@@ -77,6 +78,7 @@ class ObjectFacts:
     voxels: Spread | None
     size_um: Spread | None
     histogram: Histogram | None
+    probability: Spread | None
     at_edge: int | None
 
 
@@ -86,7 +88,7 @@ def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
         return None
     voxel_um = voxel_size_um(opened)
     computed = sum(record.voxels for record in opened.segmented.values())
-    found, edges = [], _at_edge(opened)
+    found, table = [], _measured(opened)
     for entry, sizes in _sizes(opened):
         some = bool(sizes.size)
         found.append(
@@ -98,7 +100,8 @@ def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
                 Spread.of(sizes) if some else None,
                 Spread.of(sizes, voxel_um) if some and voxel_um is not None else None,
                 Histogram.of(sizes) if some else None,
-                None if edges is None else int(edges[entry.value]),
+                _probability(table, entry.value),
+                _at_edge(opened, table, entry.value),
             )
         )
     return tuple(found)
@@ -111,17 +114,29 @@ def object_centres(opened: Opened) -> NDArray[np.float64] | None:
     return None if columns is None else np.stack([columns[f"centroid_{axis}"] for axis in axes], axis=1)
 
 
-def _at_edge(opened: Opened) -> NDArray[np.int64] | None:
-    """How many objects of each class value touch an end of the image."""
-    axes, shape = opened.plan.spatial_axes, opened.plan.levels[0].shape
-    columns = _columns(opened, ["class_value", *(f"bbox_{end}_{axis}" for end in ("min", "max") for axis in axes)])
-    if columns is None:
+def _measured(opened: Opened) -> dict[str, NDArray[Any]] | None:
+    """Columns of the table that the facts need."""
+    boxes = [f"bbox_{end}_{axis}" for end in ("min", "max") for axis in opened.plan.spatial_axes]
+    return _columns(opened, ["class_value", "class_probability", *boxes])
+
+
+def _probability(table: dict[str, NDArray[Any]] | None, value: int) -> Spread | None:
+    if table is None:
         return None
-    touching = np.zeros(len(columns["class_value"]), dtype=bool)
-    for axis, size in zip(axes, shape, strict=True):
+    own = table["class_probability"][table["class_value"] == value].astype(np.float64)
+    known = own[np.isfinite(own)]
+    return Spread.of(known) if known.size else None
+
+
+def _at_edge(opened: Opened, table: dict[str, NDArray[Any]] | None, value: int) -> int | None:
+    """How many objects of a class touch an end of the image."""
+    if table is None:
+        return None
+    touching = np.zeros(len(table["class_value"]), dtype=bool)
+    for axis, size in zip(opened.plan.spatial_axes, opened.plan.levels[0].shape, strict=True):
         if size > 1:
-            touching |= (columns[f"bbox_min_{axis}"] == 0) | (columns[f"bbox_max_{axis}"] == size)
-    return np.bincount(columns["class_value"][touching], minlength=256)
+            touching |= (table[f"bbox_min_{axis}"] == 0) | (table[f"bbox_max_{axis}"] == size)
+    return int(np.count_nonzero(touching & (table["class_value"] == value)))
 
 
 def _columns(opened: Opened, names: list[str]) -> dict[str, NDArray[Any]] | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.measure import label
 
 from tests.unet_core.report.pages import Page, check_inert
@@ -135,7 +136,7 @@ def test_regions_that_overlap_are_counted_each_for_itself(make_model: Maker, mak
     run(
         make_job(
             image=str(make_image((61, 47), chunks=(31, 47))), output=str(output), model=str(model), block_shape=(16, 32),
-            instances="components", instances_of="class 1", probabilities="float32",
+            instances="components", instances_of="class 2", probabilities="float32",
         )
     )  # fmt: skip
     facts = report_of(output, tmp_path).facts
@@ -143,7 +144,13 @@ def test_regions_that_overlap_are_counted_each_for_itself(make_model: Maker, mak
     assert [entry["voxels"] for entry in facts["classes"]] == [region.sum() for region in regions]
     assert sum(entry["share"] for entry in facts["classes"]) == pytest.approx(np.mean(regions) * 3)
     (objects,) = facts["objects"]
-    assert (objects["name"], objects["count"]) == ("class 1", label(regions[1], connectivity=1).max())
+    assert (objects["name"], objects["count"]) == ("class 2", label(regions[2], connectivity=1).max())
+    assert objects["count"] > 5
+    ids = label(regions[2], connectivity=1)
+    probability = np.asarray(zarr.open_array(output / "0", mode="r")[2])
+    means = ndimage.mean(probability, ids, range(1, ids.max() + 1))
+    assert objects["probability"]["median"] == pytest.approx(np.median(means), abs=1e-5)
+    assert objects["probability"]["smallest"] == pytest.approx(min(means), abs=1e-5)
     assert facts["voxel_size_um"] is None
     assert any("voxel size is unknown" in text for text in facts["warnings"])
     places = facts["close_ups"]["places"]
@@ -225,6 +232,20 @@ def test_absent_chunks_that_were_filled_are_listed(job: SegmentationJob, tmp_pat
     page = report_of(job.output, tmp_path)
     assert (page.facts["skipped"]["missing_chunks"], page.facts["skipped"]["missing_keys"]) == (1, ["c/1/2"])
     assert "--missing fill" in page.text
+
+
+def test_what_a_mask_left_out_is_told_and_counts_nowhere(job: SegmentationJob, tmp_path: Path) -> None:
+    mask = np.zeros((75, 310), dtype=np.uint8)
+    mask[40:44, 70:75] = 1
+    zarr.create_array(tmp_path / "mask.zarr", data=mask)
+    run(job.model_copy(update={"mask": str(tmp_path / "mask.zarr")}))
+    page = report_of(job.output, tmp_path)
+    skipped = page.facts["skipped"]
+    assert page.facts["computed_voxels"] == 75 * 310 - skipped["unwanted_voxels"] < 75 * 310
+    assert skipped["roi"] == []
+    (sentence,) = skipped["masks"]
+    assert sentence.startswith(f"{skipped['unwanted_blocks']} blocks skipped where mask")
+    assert sentence in page.text
 
 
 @pytest.mark.parametrize("what", ["moved", "changed"])
