@@ -8,6 +8,7 @@ from typing import Literal
 from unet_core.errors import VolumeError
 from unet_core.store import CONVERSION_KEY, OWN_FOLDER, check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
+from unet_core.volumes.slide import slide_vendor
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS
 from unet_core.wording import near_path
@@ -17,11 +18,13 @@ FORMATS: dict[str, str] = {
     "zarr": "unet_core.volumes.ome_zarr:open_node",
     "tiff": "unet_core.volumes.tiff:open_tiff",
     "picture": "unet_core.volumes.picture:open_picture",
+    "slide": "unet_core.volumes.slide:open_slide",
     "precomputed": "unet_core.volumes.precomputed:open_precomputed",
     "n5": "unet_core.volumes.n5:open_n5",
 }
 
-_READ = "Zarr, N5, precomputed, TIFF, SVS, PNG and JPEG"
+_HEAD_BYTES = 16
+_READ = "Zarr, N5, precomputed, TIFF, SVS and other slides, PNG and JPEG"
 _MAGIC = (
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
@@ -52,7 +55,8 @@ def open_volume(
 
     Args:
         url: local path, ``file://`` or ``s3://`` URL of a Zarr array, an OME-Zarr image (0.4, 0.5), an N5 dataset or group of scales, a
-            Neuroglancer precomputed volume, a TIFF, OME-TIFF or SVS, a PNG or a JPEG; may point inside a store.
+            Neuroglancer precomputed volume, a TIFF, OME-TIFF or SVS, a slide that OpenSlide reads, a PNG or a JPEG; may point inside a
+            store.
         level: resolution, 0 the finest.
         series: which image of a file that holds several.
         time: which time point of an image with several.
@@ -86,10 +90,14 @@ def _format_of(url: str) -> str:
         if path.is_dir():
             return _folder_format(url, open_store(url).child_names())
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(_HEAD_BYTES)
     for magic, name in _MAGIC:
         if head.startswith(magic):
-            return name
+            # Many slides are TIFF files of their maker's own kind; an MRXS is a JPEG beside a folder.
+            may_be_slide = name == "tiff" or path.suffix.lower() == ".mrxs"
+            return "slide" if may_be_slide and slide_vendor(path) else name
+    if slide_vendor(path):
+        return "slide"
     for magic, what, remedy in _FOREIGN:
         if head.lstrip().startswith(magic):
             raise VolumeError(f"unknown format: {url} (looks like {what}; {remedy}); {_READ} are read.")
