@@ -414,7 +414,7 @@ def test_without_tensorstore_the_line_says_what_to_install(
     folder = write(tmp_path / "d", data, (4, 16, 16)) if write is n5 else write(tmp_path / "d", data[None])
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(
-        VolumeError, match=f"is {what}, which is read with tensorstore, .*pip install 'unet-flows.tensorstore.'"
+        VolumeError, match=f"is {what}, which is read with tensorstore, .*pip install 'unet-flows.precomputed.'"
     ) as caught:
         open_volume(str(folder))
     assert "\n" not in str(caught.value)
