@@ -12,7 +12,13 @@ from pydantic import ConfigDict
 
 from unet_core.errors import InputError
 from unet_core.metrics.maps import THRESHOLDS, Average, as_map
-from unet_core.postprocess import connected_components, remove_small, watershed_on_boundaries, watershed_on_distance
+from unet_core.postprocess import (
+    BOUNDARY_DEPTH,
+    connected_components,
+    remove_small,
+    watershed_on_boundaries,
+    watershed_on_distance,
+)
 
 PredictionIs = Literal["mask", "classes", "ids", "map"]
 ReferenceIs = Literal["mask", "classes", "ids"]
@@ -147,11 +153,10 @@ class Meaning:
         if self.prediction_is == "ids":
             found = values
         elif options.instances == "watershed":
-            depth = min(voxel_size or (1.0,)) if options.depth is None else options.depth
             mask = self.predicted_foreground(values)
-            found = watershed_on_distance(mask, h=depth, voxel_size=voxel_size, connectivity=options.connectivity)
+            found = watershed_on_distance(mask, h=options.depth, voxel_size=voxel_size, connectivity=options.connectivity)
         elif options.instances == "boundary-watershed":
-            depth = 0.1 if options.depth is None else options.depth
+            depth = BOUNDARY_DEPTH if options.depth is None else options.depth
             boundaries, mask = 1 - self.predicted_map(values), self.predicted_foreground(values)
             found = watershed_on_boundaries(boundaries, mask, h=depth, connectivity=options.connectivity)
         else:

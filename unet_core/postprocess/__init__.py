@@ -1,24 +1,22 @@
-"""Instances from masks and maps, in memory: arrays in, ids out. Knows no torch, no blocks and no storage."""
+"""Instances from masks and maps: arrays in, ids out, in memory and in blocks. Knows no torch and no storage."""
 
 from unet_core.postprocess.components import connected_components, in_scan_order, remove_small
 from unet_core.postprocess.watershed import (
+    BOUNDARY_DEPTH,
     LEARNT_DEPTH,
-    distance_to_background,
-    seeds_by_distance,
-    seeds_by_h_maxima,
+    divide,
     watershed_on_boundaries,
     watershed_on_distance,
     watershed_on_learnt_distance,
 )
 
 __all__ = [
+    "BOUNDARY_DEPTH",
     "LEARNT_DEPTH",
     "connected_components",
-    "distance_to_background",
+    "divide",
     "in_scan_order",
     "remove_small",
-    "seeds_by_distance",
-    "seeds_by_h_maxima",
     "watershed_on_boundaries",
     "watershed_on_distance",
     "watershed_on_learnt_distance",

@@ -23,10 +23,19 @@ def connected_components(mask: ArrayLike, connectivity: int = 1) -> NDArray[np.i
         InputError: if the connectivity is none of these.
     """
     foreground = np.asarray(mask) != 0
-    if not 1 <= connectivity <= foreground.ndim:
-        raise InputError(f"Connectivity is {connectivity}; for {foreground.ndim} dimensions it is 1 to {foreground.ndim}.")
+    check_connectivity(connectivity, foreground.ndim)
     found, _ = ndimage.label(foreground, ndimage.generate_binary_structure(foreground.ndim, connectivity))
     return in_scan_order(found)
+
+
+def check_connectivity(connectivity: int, ndim: int) -> None:
+    """Refuse what is no number of axes.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not 1 <= connectivity <= ndim:
+        raise InputError(f"Connectivity is {connectivity}; for {ndim} dimensions it is 1 to {ndim}.")
 
 
 def in_scan_order(instances: NDArray[Any]) -> NDArray[np.int64]:
