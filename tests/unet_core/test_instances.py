@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from threading import get_ident
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -121,16 +121,16 @@ def test_of_the_segmentation_only_labels_are_read_again(job_of: Callable[..., An
     true = worker.compute_unit
 
     def compute(unit: Any) -> None:
-        get, here = type(unit.worker.store).get, get_ident()  # another thread commits, and reads back what it wrote
+        get = type(unit.worker.store).get
 
-        def note(store: Any, key: str) -> bytes:
-            if get_ident() == here:
+        def noted(self: Any, key: str) -> bytes:
+            if not current_thread().name.startswith("unet-commit"):  # which reads back what the unit before wrote
                 read.append(key)
-            return bytes(get(store, key))
+            return get(self, key)
 
         with monkeypatch.context() as patch:
             if unit.stage.kind in ("parts", "instances"):
-                patch.setattr(type(unit.worker.store), "get", note)
+                patch.setattr(type(unit.worker.store), "get", noted)
             true(unit)
 
     monkeypatch.setattr(worker, "compute_unit", compute)

@@ -1,0 +1,154 @@
+"""What the stages that make instances store beside the images: parts of each block, and what they were joined to. Knows the ledger.
+
+.unet/instances/parts/BLOCK.npz     what joining needs of one block
+.unet/instances/ids/GROUP.npz       the id of every part, of so many consecutive blocks that a worker reads few objects and holds little
+.unet/instances/joined.npz          label and size of every instance
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core import ledger
+from unet_core.committed import read_objects
+from unet_core.errors import LedgerError
+from unet_core.ledger import Request
+from unet_core.plan import Plan
+from unet_core.postprocess.block_parts import BlockParts
+from unet_core.postprocess.joining import Joined
+from unet_core.stages import JOIN_STAGE, PARTS_STAGE
+from unet_core.store import Store
+
+GROUP = 256  # blocks whose ids are one object; part of the bytes of an output
+
+_FOLDER = f"{ledger.FOLDER}/instances"
+_JOINED_KEY = f"{_FOLDER}/joined.npz"
+_PART_FIELDS = ("first", "size", "value", "before", "after")
+_READERS, _READ_AHEAD = 16, 64
+_OPENING = Lock()
+_opened: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}  # the group of ids that this process used last, for its next block
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Label and size of instance 1, 2, .."""
+
+    values: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+
+
+def packed_parts(index: int, parts: BlockParts) -> dict[str, bytes]:
+    """The object of a unit of stage ``parts``."""
+    return {_parts_key(index): _packed({name: getattr(parts, name) for name in _PART_FIELDS})}
+
+
+def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int]) -> Iterator[tuple[int, BlockParts]]:
+    """The parts of blocks, in their order; a few are read ahead.
+
+    Raises:
+        LedgerError: if one is not there, or not as this release writes it.
+    """
+
+    def read(index: int) -> BlockParts:
+        key = _parts_key(index)
+        arrays = _unpacked(read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,))[key])
+        try:
+            first, size, value, before, after = (arrays[name] for name in _PART_FIELDS)
+        except KeyError as error:
+            raise LedgerError(
+                f"Object {key} is of another release, it has no {error}; delete {ledger.FOLDER}/ledger/{PARTS_STAGE} in {store.url} and "
+                "run the same command again."
+            ) from None
+        return BlockParts(first, size, value, before, after)
+
+    return _read_ahead(read, indices)
+
+
+def packed_joined(joined: Joined) -> dict[str, bytes]:
+    """The objects of the one unit of stage ``join``."""
+    objects = {_JOINED_KEY: _packed({"values": joined.values, "sizes": joined.sizes})}
+    groups, begins = np.unique(joined.blocks // GROUP, return_index=True)
+    for group, begin, end in zip(groups.tolist(), begins, [*begins[1:], len(joined.blocks)], strict=True):
+        offsets = joined.offsets[begin : end + 1]
+        arrays = {
+            "blocks": joined.blocks[begin:end],
+            "marks": joined.marks[begin:end],
+            "offsets": offsets - offsets[0],
+            "ids": joined.ids[offsets[0] : offsets[-1]],
+        }
+        objects[_ids_key(group * GROUP)] = _packed(arrays)
+    return objects
+
+
+def read_joined(store: Store, plan: Plan, request: Request) -> Instances:
+    """Label and size of all instances.
+
+    Raises:
+        LedgerError: if they are not there.
+    """
+    arrays = _unpacked(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (_JOINED_KEY,))[_JOINED_KEY])
+    return Instances(arrays["values"], arrays["sizes"])
+
+
+def read_ids(store: Store, plan: Plan, request: Request, index: int) -> tuple[NDArray[np.uint64], bytes]:
+    """Id of each part of a block, and the mark of the parts that were joined.
+
+    Raises:
+        LedgerError: if they are not there.
+    """
+    key = _ids_key(index)
+    record = ledger.read_record(store, plan, JOIN_STAGE, 0, request.id)
+    sha256 = next((entry.sha256 for entry in record.objects if entry.key == key), None) if record else None
+    with _OPENING:
+        arrays = _opened.get((store.url, sha256 or ""))
+        if arrays is None:
+            arrays = _unpacked(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (key,))[key])
+            _opened.clear()
+            _opened[store.url, sha256 or ""] = arrays
+    place = int(np.searchsorted(arrays["blocks"], index))
+    begin, end = arrays["offsets"][place : place + 2]
+    return arrays["ids"][begin:end], arrays["marks"][place].tobytes()
+
+
+def _parts_key(index: int) -> str:
+    return f"{_FOLDER}/parts/{index:08d}.npz"
+
+
+def _ids_key(index: int) -> str:
+    return f"{_FOLDER}/ids/{index // GROUP:06d}.npz"
+
+
+def _read_ahead(read: Callable[[_Item], _Found], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Found]]:
+    """What ``read`` gives of each item, in their order, with only so many in memory as are read ahead."""
+    waiting: deque[tuple[_Item, Future[_Found]]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for item in items:
+            waiting.append((item, readers.submit(read, item)))
+            if len(waiting) == _READ_AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as one object; the same bytes for the same arrays."""
+    target = io.BytesIO()
+    np.savez_compressed(target, allow_pickle=False, **arrays)
+    return target.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
