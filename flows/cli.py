@@ -148,7 +148,8 @@ def plan(image: str, output: str, options: RunOptions) -> int:
 
     facts = check_job(options.job(image, output), options.cluster, options.workers).facts()
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):>16}  {value}")
+        for number, line in enumerate(value if isinstance(value, list) else [value]):
+            print(f"{'' if number else name.replace('_', ' '):>16}  {line}")
     if options.json:
         print_json(facts)
     return 0
@@ -156,9 +157,17 @@ def plan(image: str, output: str, options: RunOptions) -> int:
 
 @app.command
 def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
-    """Tell how far a run is, from its output alone."""
+    """Tell how far a run, or a training, is, from its output alone."""
     from dataclasses import asdict
 
+    from unet_core.training_folder import find_training
+
+    training = find_training(output)
+    if training:
+        print(f"{'complete' if training.is_complete else 'unfinished'}: {training.sentence()}")
+        if json:
+            print_json(asdict(training) | {"state": "complete" if training.is_complete else "unfinished"})
+        return 0
     from unet_core.segment import read_status
 
     found = read_status(output)

@@ -38,14 +38,14 @@ def evaluate(
     min_voxels: Whole = 0,
     average: Literal["micro", "macro"] | None = None,
     by_section: Flag = False,
-    missing: Literal["error", "fill"] = "error",
+    missing: Literal["error", "fill"] | None = None,
     memory_gib: float = 8.0,
-    part: Literal["train", "validation", "test"] = "test",
+    part: Literal["train", "validation", "test"] | None = None,
     root: str | None = None,
     fold: WholeOrNone = None,
-    symmetries: Literal["none", "flips", "all"] = "none",
-    device: str = "auto",
-    threads: Whole = 1,
+    symmetries: Literal["none", "flips", "all"] | None = None,
+    device: str | None = None,
+    threads: WholeOrNone = None,
     report: str | None = None,
     flow: Flag = False,
     json: Flag = False,
@@ -74,14 +74,14 @@ def evaluate(
         min_voxels: Smaller instances of the prediction are background.
         average: Over sections, of the Rand scores at thresholds: pairs added up (micro) or mean of scores (macro); each its own unless told.
         by_section: Score each section of a stack by itself.
-        missing: What absent chunks of Zarr images mean: an error, or background.
+        missing: What absent chunks of Zarr images mean: an error (unless told), or background.
         memory_gib: That one image or section may take.
-        part: Of a data set, that the model is scored on.
+        part: Of a data set, that the model is scored on; test unless told.
         root: Of a data set, where its relative paths start from.
         fold: Of a data set with folds.
-        symmetries: That a model's predictions are averaged over.
-        device: Where a model runs: auto, cpu, cuda or cuda:N.
-        threads: CPU threads of a model.
+        symmetries: That a model's predictions are averaged over; none unless told.
+        device: Where a model runs: auto, cpu, cuda or cuda:N; auto unless told.
+        threads: CPU threads of a model; 1 unless told.
         report: File of a page with every score, each image as a dot, and the worst cases as pictures.
         flow: Run as a Prefect flow even when no Prefect API is configured.
         json: Print a machine-readable last line.
@@ -109,13 +109,24 @@ def evaluate(
         ),
         by_section=by_section,
         memory_bytes=_bytes_of(memory_gib),
-        missing=missing,
+        missing=missing or "error",
     )
     held_out = None
     if _is_data_set(prediction, reference):
         _check_threads(threads)
-        _check_unused({"prediction-is": prediction_is, "reference-is": reference_is, "ignore": ignore})
-        held_out = HeldOut(part=part, root=root, fold=fold, symmetries=symmetries, device=device, threads=threads)
+        told = "a data set and the model tell what their numbers mean"
+        _check_unused({"prediction-is": prediction_is, "reference-is": reference_is, "ignore": ignore, "missing": missing}, told)
+        held_out = HeldOut(
+            part=part or "test",
+            root=root,
+            fold=fold,
+            symmetries=symmetries or "none",
+            device=device or "auto",
+            threads=threads or 1,
+        )
+    else:
+        unused = {"part": part, "root": root, "fold": fold, "symmetries": symmetries, "device": device, "threads": threads}
+        _check_unused(unused, "images are scored, and it is for a model and its data set")
     names = check_metrics([name.strip() for name in metrics.split(",") if name.strip()])
     job = EvaluationJob(prediction, reference, names, options, held_out, report)
     if flow or settings.prefect_api_url() is not None:
@@ -148,19 +159,19 @@ def _evaluate_flow(job: EvaluationJob) -> tuple[ScoreTable, tuple[str, ...]]:
     return ScoreTable.from_json(found), tuple(found["meaning"])
 
 
-def _check_unused(options: dict[str, object]) -> None:
-    """Refuse what a data set tells itself."""
+def _check_unused(options: dict[str, object], why: str) -> None:
+    """Refuse what would be left aside."""
     from unet_core.errors import InputError
 
     for name, value in options.items():
         if value is not None:
-            raise InputError(f"--{name} is {value}, but a data set and the model tell what their numbers mean; leave it out.")
+            raise InputError(f"--{name} is {value}, but {why}; leave it out.")
 
 
-def _check_threads(threads: int) -> None:
+def _check_threads(threads: int | None) -> None:
     from unet_core.errors import InputError
 
-    if not 1 <= threads <= _MOST_THREADS:
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise InputError(f"--threads is {threads}; give 1 to {_MOST_THREADS}.")
 
 
@@ -175,16 +186,18 @@ def _bytes_of(memory_gib: float) -> int:
 def _is_data_set(prediction: str, reference: str) -> bool:
     """Whether a model is to be scored on what can be trained with."""
     from unet_core.store import is_remote, local_path
+    from unet_core.training_folder import find_training
 
     if reference.endswith((".yaml", ".yml")):
         return True
     if is_remote(prediction) or is_remote(reference) or not local_path(reference).is_dir():
         return False
     if local_path(prediction).exists():
-        return (local_path(prediction) / "model.json").is_file()
+        return (local_path(prediction) / "model.json").is_file() or find_training(prediction) is not None
     from unet_core.model_package import bundled_models
+    from unet_core.wording import near_word
 
-    return prediction in bundled_models()
+    return prediction in bundled_models() or bool(near_word(prediction, bundled_models()))
 
 
 def _print_table(table: ScoreTable, sentences: tuple[str, ...], by_section: bool) -> None:

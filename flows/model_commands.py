@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from flows.options import Flag
-from flows.printing import print_json
+from flows.printing import print_json, readable
 from unet_core.wording import counted
 
 if TYPE_CHECKING:
+    from unet_core.model_description import ModelDescription
     from unet_core.model_package import ModelPackage
 
 model_app = App(name="model", help="Look at one model, take it from other programs, or hand it to them.")
@@ -98,7 +99,7 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
     facts = {
         "name": description.name,
         "folder": package.url,
-        "network": f"{description.network.name} {description.network.arguments}",
+        "network": f"{description.network.name}: {readable([description.network.arguments])[0]}",
         "parameters": sum(parameter.numel() for parameter in package.network.parameters()),
         "dims": package.dims,
         "margin": f"{geometry.before} before, {geometry.after} after",
@@ -111,6 +112,7 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
         "input channels": description.input_channels,
         "voxel size": description.voxel_size_um,
         "normalisation": description.normalisation.model_dump(mode="json"),
+        "heads": [head.model_dump() for head in description.heads],
         "classes": [entry.model_dump() for entry in description.classes],
         "exact": _exactness(package),
         "sha256": package.sha256,
@@ -120,8 +122,31 @@ def info(model: str, *, trust_model: Flag = False, json: Flag = False, debug: Fl
         facts["warning"] = (
             f"even the largest usual block reads {amplification:.1f} times what it writes; use a network of smaller margin"
         )
-    for name, value in facts.items():
-        print(f"{name:>16}  {value}")
+    for name, value in (facts | _in_words(description)).items():
+        for number, line in enumerate(readable(value)):
+            print(f"{'' if number else name:>16}  {line}")
     if json:
         print_json(facts)
     return 0
+
+
+def _in_words(description: ModelDescription) -> dict[str, object]:
+    """What of a description reads better as sentences."""
+    size = description.voxel_size_um
+    stated = description.normalisation
+    found: dict[str, object] = {
+        "voxel size": "unknown" if isinstance(size, str) else " x ".join(f"{step:g}" for step in size) + " um",
+        "classes": [f"{entry.value} {entry.name} ({entry.color})" for entry in description.classes],
+        "heads": [f"{head.name} ({head.kind})" for head in description.heads],
+    }
+    if stated.kind == "fixed":
+        numbers = zip(description.input_channels, stated.offset, stated.scale, strict=True)
+        told = ", ".join(f"{name}: (value - {offset:.6g}) / {scale:.6g}" for name, offset, scale in numbers)
+        return found | {"normalisation": f"fixed, {told}" + (f"; of {stated.dtype} intensities" if stated.dtype else "")}
+    joint = " of all channels together" if stated.kind != "none" and stated.joint else ""
+    told = {
+        "image": lambda: f"percentiles {stated.low:g} and {stated.high:g}{joint} of the whole image become 0 and 1",
+        "moments": lambda: f"mean and standard deviation{joint} of the whole image become 0 and 1",
+        "none": lambda: "none, intensities as they are",
+    }[stated.kind]()
+    return found | {"normalisation": told}

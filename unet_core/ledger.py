@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import LedgerError, ResumeError
 from unet_core.plan import Plan, canonical_json
-from unet_core.store import OWN_FOLDER, Store
+from unet_core.store import OWN_FOLDER, Store, is_remote, local_path
+from unet_core.training_folder import find_training
 from unet_core.validation import first_problem
+from unet_core.wording import near_path
 
 SCHEMA = 1
 FOLDER = OWN_FOLDER
@@ -316,8 +319,18 @@ def read_plan(store: Store) -> Plan:
     """
     plan = find_plan(store)
     if plan is None:
-        raise ResumeError(f"{store.url} has no plan ({PLAN_KEY}); it is not an output of this program.")
+        raise ResumeError(_no_result(store.url))
     return plan
+
+
+def _no_result(url: str) -> str:
+    """Why there is no plan, and what was probably meant."""
+    training = find_training(url)
+    if training:
+        return f"{training.sentence()}; it is no result of unet segment."
+    if not is_remote(url) and not os.path.lexists(local_path(url)):
+        return f"Result not found: {url}{near_path(local_path(url))}; check the path."
+    return f"{url} has no plan ({PLAN_KEY}); it is not an output of this program."
 
 
 def find_request(store: Store) -> Request | None:

@@ -17,6 +17,7 @@ from unet_core.model_heads import Head as Head
 from unet_core.model_heads import LabelClass as LabelClass
 from unet_core.model_heads import check_heads, label_head
 from unet_core.store import open_store
+from unet_core.training_folder import find_training
 from unet_core.validation import first_problem, shorten
 from unet_core.wording import counted
 
@@ -201,6 +202,9 @@ def _read_json(url: str, where: str) -> Any:
     try:
         text = open_store(url).get(DESCRIPTION_FILE)
     except (FileNotFoundError, NotADirectoryError):
+        training = find_training(url)
+        if training:
+            raise ModelPackageError(f"{training.sentence()}.") from None
         if any(open_store(url).exists(name) for name in ("bioimageio.yaml", "rdf.yaml")):
             raise ModelPackageError(
                 f"Model {url} is a package of bioimage.io; make one of this program from it: unet model import {url} NEW_FOLDER."

@@ -43,7 +43,7 @@ from unet_core.places import check_location
 from unet_core.rules import trace
 from unet_core.store import check_url, is_remote, local_path, open_store
 from unet_core.weights import fitted, read_file, read_weights
-from unet_core.wording import counted
+from unet_core.wording import counted, near_path, near_word
 
 __all__ = [
     "FixedNormalisation",
@@ -144,8 +144,9 @@ def model_url(name_or_path: str) -> str:
         return str(path)
     if name_or_path in bundled:
         return str(bundled[name_or_path])
+    near = near_word(name_or_path, bundled) or near_path(path)
     raise ModelPackageError(
-        f"Model not found: {name_or_path}; give a model folder, or one of {', '.join(bundled) or 'no bundled models'}."
+        f"Model not found: {name_or_path}{near}; give a model folder, or one of {', '.join(bundled) or 'no bundled models'}."
     )
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 from flows import cli, clusters, settings
-from flows.printing import print_json
+from flows.printing import print_json, readable
 from tests.conftest import textured
 
 Maker = Callable[..., Path]
@@ -273,6 +274,68 @@ def test_models_and_model_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert code == 0
     assert facts["margin"] == "(44, 44) before, (44, 44) after"
     assert facts["stride"] == [8, 8]
+
+
+def test_model_info_is_lines_for_people_and_values_for_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nuclei-he", "nuclei-fluorescence"):
+        code, out, _ = call(monkeypatch, capsys, "model", "info", name, "--json")
+        *lines, last = out.splitlines()
+        assert code == 0
+        assert not [line for line in lines if set(line) & set("{}[]'")]
+        assert json.loads(last)["classes"][1] == {"value": 1, "name": "nucleus", "color": json.loads(last)["classes"][1]["color"]}
+    code, out, _ = call(monkeypatch, capsys, "model", "info", "nuclei-he")
+    assert "  network  unet: in_channels 3, classes 2, base 16, levels 4, batch_norm yes, dropout 0.1\n" in out
+    assert "  classes  0 background (#000000), 1 nucleus (#12b312)\n" in out
+    assert "red: (value - 172.777) / 32.022, green:" in out
+    assert "\n                  scores: images 17, iou_pooled 0.7701," in out
+
+
+def test_plain_values_become_lines() -> None:
+    assert readable({}) == ["none"]
+    assert readable([1, 2.5, True, None]) == ["1, 2.5, yes, none"]
+    assert readable({"a": {"b": {"c": 1}, "d": [2]}, "e": "x\x1b[2Jy"}) == ["a.b: c 1", "a.d: 2", "e x [2Jy"]
+    assert readable([{"kind": "fixed", "of": [1, 2]}]) == ["kind fixed, of 1, 2"]
+    assert readable(list(range(20)))[0].endswith("10, 11 and 8 more")
+
+
+def test_a_region_of_a_plan_tells_how_many_blocks_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    options = ("--model", make_model(), "--block-shape", "32,32", "--roi", "30:40,0:10", "--roi", "0:5,0:5", "--json")
+    code, out, _ = call(monkeypatch, capsys, "plan", make_image((90, 70)), tmp_path / "out", *options)
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["blocks"] == "9 of (32, 32) voxels; 2 wanted, those that touch --roi"
+    code, out, _ = call(monkeypatch, capsys, "plan", "--help")
+    assert "Whole blocks are computed" in " ".join(out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "message"),
+    [
+        ((40, 50), "2", "channel 2 of .*: it has one, number 0; leave the choice of channels"),
+        ((40, 50), "0,1", "channels 0, 1 of .*: it has one, number 0"),
+        ((40, 50, 3), "3", "channel 3 of .* does not exist; it has channels 0 to 2"),
+        ((40, 50, 3), "2,1", "model wants 1 channel .*, --channels names 2 of the image: .*; name 1"),
+        ((40, 50, 3), None, "model wants 1 channel .*, image has 3: .*; choose which with --channels, e.g. --channels 0"),
+    ],
+)
+def test_channels_that_are_not_there_are_told_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_model: Maker,
+    tmp_path: Path,
+    shape: tuple[int, ...],
+    channels: str | None,
+    message: str,
+) -> None:
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "image.png")
+    chosen = ("--channels", channels) if channels else ()
+    code, _, err = call(monkeypatch, capsys, "plan", tmp_path / "image.png", tmp_path / "out", "--model", make_model(), *chosen)
+    assert code == 2
+    assert re.search(message, err), err
+    assert len(err.splitlines()) == 1
 
 
 def test_without_a_prefect_api_prefect_is_not_imported(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

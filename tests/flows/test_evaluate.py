@@ -13,7 +13,7 @@ import pytest
 import tifffile
 
 from tests.conftest import DATA, needs_data
-from tests.flows.test_cli import ROOT, call
+from tests.flows.test_cli import ROOT, Maker, call
 from tests.flows.test_prefect import ask, server, unet  # noqa: F401
 from tests.unet_core.metrics.partitions import alike, partition
 from tests.unet_core.report.pages import Page, check_inert
@@ -74,6 +74,12 @@ def test_folders_give_a_row_an_image_mean_and_interval(
         (("--class", "nucleus"), "give a number"),
         (("--memory-gib", "nan"), "--memory-gib is nan; give more than 0 GiB"),
         (("--memory-gib", "inf"), "--memory-gib is inf; give more than 0 GiB"),
+        (("--part", "test"), "--part is test, but images are scored, and it is for a model and its data set; leave it out"),
+        (("--fold", "0"), "--fold is 0, but images are scored"),
+        (("--root", "."), "--root is ., but images are scored"),
+        (("--symmetries", "none"), "--symmetries is none, but images are scored"),
+        (("--device", "cpu"), "--device is cpu, but images are scored"),
+        (("--threads", "1"), "--threads is 1, but images are scored"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -106,6 +112,7 @@ def test_a_model_is_scored_section_by_section_too(
         (("--threads", "0"), "--threads is 0; give 1 to 1024"),
         (("--ignore", "3"), "--ignore is 3, but a data set and the model tell"),
         (("--prediction-is", "ids"), "--prediction-is is ids, but"),
+        (("--missing", "error"), "--missing is error, but"),
     ],
 )
 def test_bad_options_of_a_model_are_one_line(
@@ -116,6 +123,22 @@ def test_bad_options_of_a_model_are_one_line(
     assert code == 2
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_is_left_out_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, make_model: Maker, classes: int
+) -> None:
+    """Not as the number that stands for it inside."""
+    names = ["class 0", "class 1", "class 2"][:classes]
+    labels = {"labels": "classes", "classes": [{"name": name, "values": value} for value, name in enumerate(names)]}
+    ignored = {"ignore": [value for value in range(classes, 9)]}
+    data = write_disks(tmp_path, count=2, split={"test": 0.5}, **labels, **ignored)
+    code, out, err = call(monkeypatch, capsys, "evaluate", make_model(classes=classes), data, "--device", "cpu")
+    assert code == 0, err
+    assert "; what has no label is ignored" in out
+    assert "2147483647" not in out
+    assert "255" not in out
 
 
 def test_a_model_is_scored_on_the_folder_that_it_was_trained_with(

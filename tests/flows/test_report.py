@@ -54,7 +54,7 @@ def test_the_last_line_says_what_the_page_says(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere.zarr",), "has no plan"),
+        (("nowhere.zarr",), "Result not found"),
         (("{output}", "nowhere.png"), "name it as the second argument"),
         (("{output}", "--to", "{output}"), "which is a folder"),
         (("{output}", "--to", "{output}/zarr.json"), "is no page of this program"),

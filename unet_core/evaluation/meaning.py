@@ -86,6 +86,7 @@ class Meaning:
         prediction_is: ``mask`` (0 and anything else), ``classes``, ``ids`` of instances, or a probability ``map``.
         reference_is: likewise, no map.
         options: see there.
+        ignored: what is left out, in words, where its value is nothing that a person chose.
 
     Raises:
         InputError: if they contradict each other.
@@ -94,6 +95,7 @@ class Meaning:
     prediction_is: PredictionIs
     reference_is: ReferenceIs
     options: MeaningOptions = MeaningOptions()
+    ignored: str = ""
 
     def __post_init__(self) -> None:
         options = self.options
@@ -175,7 +177,7 @@ class Meaning:
         return (
             f"prediction: {self.prediction_is}, {self._foreground_of(self.prediction_is, self.options.invert_prediction)}",
             f"reference: {self.reference_is}, {self._foreground_of(self.reference_is, self.options.invert_reference)}"
-            + ("" if self.options.ignore is None else f"; {self.options.ignore} is ignored"),
+            + ("" if self.options.ignore is None else f"; {self.ignored or self.options.ignore} is ignored"),
         )
 
     def _foreground_of(self, holds: str, inverted: bool) -> str:

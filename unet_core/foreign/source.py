@@ -27,6 +27,7 @@ from unet_core.foreign.zips import ZIP_ERRORS, is_zip
 from unet_core.places import check_location
 from unet_core.store import is_remote, local_path
 from unet_core.validation import first_problem, shorten
+from unet_core.wording import near_path
 
 YAML_NAMES = ("bioimageio.yaml", "rdf.yaml")
 READ = ("pytorch_state_dict", "torchscript")  # formats of weights that are read, the preferred first
@@ -127,8 +128,10 @@ def open_package(source: str | Path) -> Iterator[Source]:
     check_location("package", where)
     path = Path(where) if is_remote(where) else local_path(where)
     if is_remote(where) or not os.path.exists(path):
+        near = "" if is_remote(where) else near_path(path)
         raise ModelPackageError(
-            f"Package not found on this machine: {where[:200]}; give a folder with {YAML_NAMES[0]}, that file, or a .zip. Nothing is downloaded."
+            f"Package not found on this machine: {where[:200]}{near}; give a folder with {YAML_NAMES[0]}, that file, or a .zip. Nothing is "
+            "downloaded."
         )
     if path.is_file() and is_zip(path):
         with tempfile.TemporaryDirectory() as folder, _open_zip(path) as archive:

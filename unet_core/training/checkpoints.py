@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unet_core.errors import UnetCoreError
 from unet_core.store import Store
+from unet_core.training_folder import CHECKPOINTS
 
-FOLDER = "checkpoints"
 KEPT = 2  # of the latest, beside the best
 _TENSORS, _STATE = ".safetensors", ".json"
 _SCHEMA = 1
@@ -67,7 +67,7 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
 
 def steps_saved(store: Store) -> tuple[int, ...]:
     """Steps whose checkpoint was written to its end, damaged since or not, the latest first."""
-    names = (name.removesuffix(_STATE) for name in store.child_names(FOLDER) if name.endswith(_STATE))
+    names = (name.removesuffix(_STATE) for name in store.child_names(CHECKPOINTS) if name.endswith(_STATE))
     return tuple(sorted((int(name) for name in names if name.isdecimal()), reverse=True))
 
 
@@ -112,7 +112,7 @@ def latest_checkpoint(store: Store) -> tuple[Checkpoint | None, tuple[str, ...]]
 def prune(store: Store, best: int | None) -> None:
     """Remove all but the latest ``KEPT`` checkpoints and the best; state first, so that what is half removed is no checkpoint."""
     kept = {*steps_saved(store)[:KEPT], best}
-    for name in store.child_names(FOLDER):
+    for name in store.child_names(CHECKPOINTS):
         number, _, _ = name.partition(".")
         if number.isdecimal() and int(number) not in kept:
             for suffix in (_STATE, _TENSORS):
@@ -120,7 +120,7 @@ def prune(store: Store, best: int | None) -> None:
 
 
 def _key(step: int) -> str:
-    return f"{FOLDER}/{step:08d}"
+    return f"{CHECKPOINTS}/{step:08d}"
 
 
 def _identity(record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ python -m unet_core.training.curves curves.png MODEL [MODEL ..] [--score iou]
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unet_core.training.plan import FOLDER
-from unet_core.training.watching import read_log
+from unet_core.errors import InputError
+from unet_core.training.watching import LOG, read_log
+from unet_core.training_folder import FOLDER, PLAN, find_training
+from unet_core.wording import near_path
 
 Points = Sequence[tuple[float, float]]
 Rows = Sequence[Mapping[str, float]]
@@ -22,6 +25,7 @@ Rows = Sequence[Mapping[str, float]]
 _COLOURS = ("#1f6fb4", "#d0662f", "#3a9148", "#8a55b8", "#b8a02c", "#5b646b")
 _INK, _PALE = "#20262b", "#dde2e6"
 _PANEL, _LEFT, _TOP, _BOTTOM, _RIGHT = (620, 380), 70, 46, 46, 30
+_BAD_INPUT = 2
 _SMOOTHED = 50  # the loss is drawn as means of so many parts of the training
 
 
@@ -109,7 +113,42 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--score", default="iou")
     options = parser.parse_args()
-    draw_curves({model.name: read_log(model / FOLDER) for model in options.models}, options.score).save(options.picture)
+    try:
+        _check_picture(options.picture)
+        logs = {model.name: _read(model) for model in options.models}
+        draw_curves(logs, options.score).save(options.picture)
+    except (InputError, OSError) as error:
+        sys.exit(_fail(str(error)))
+
+
+def _check_picture(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; write the picture first, then the trainings: curves.png {path}.")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"{path} is no name of a picture; use one that ends in .png.")
+
+
+def _read(model: Path) -> Rows:
+    """The log of a training.
+
+    Raises:
+        InputError: if there is none, with what was probably meant.
+    """
+    training = find_training(str(model))
+    if not model.exists():
+        raise InputError(f"Training not found: {model}{near_path(model)}; check the path.")
+    if training is None:
+        raise InputError(
+            f"{model} is no training (there is no {FOLDER}/{PLAN} in it); name the folder of a model that unet train wrote."
+        )
+    if not (model / FOLDER / LOG).is_file():
+        raise InputError(f"{training.sentence()}. Its log is not begun.")
+    return read_log(model / FOLDER)
+
+
+def _fail(text: str) -> int:
+    print(f"curves: {text}", file=sys.stderr)
+    return _BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from unet_core.errors import InputError
-from unet_core.store import open_store
+from unet_core.store import is_remote, local_path, open_store
+from unet_core.wording import near_path
 
 
 def read_file(url: str, limit_bytes: int, what: str) -> bytes:
@@ -23,7 +24,8 @@ def read_file(url: str, limit_bytes: int, what: str) -> bytes:
     try:
         content = open_store(folder or slash or ".").get(name)
     except FileNotFoundError:
-        raise InputError(f"{what.capitalize()} not found: {url}; check the path.") from None
+        near = "" if is_remote(url) else near_path(local_path(url))
+        raise InputError(f"{what.capitalize()} not found: {url}{near}; check the path.") from None
     if len(content) > limit_bytes:
         raise InputError(f"{url} has {len(content)} bytes, more than {limit_bytes}; it is no {what}.")
     return content

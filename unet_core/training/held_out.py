@@ -30,6 +30,7 @@ from unet_core.wording import counted
 
 _BLOCK = {2: 1024, 3: 96}  # voxels along each axis that are predicted at once
 _IGNORED_ID = (1 << 31) - 1
+_UNLABELLED = "what has no label"
 
 
 def held_out_pairs(
@@ -169,7 +170,7 @@ def _distance_head(package: ModelPackage, foreground: str | None) -> Head:
 
 def _classes_pair(part: Part, probabilities: NDArray[np.float32], options: MeaningOptions) -> Pair:
     classes, _ = part.read_labels(part.box)
-    meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE))
+    meaning = Meaning("classes", "classes", replace(options, ignore=IGNORE), _UNLABELLED)
     pair = pair_of_arrays(part.name, probabilities.argmax(0).astype(np.uint8), classes, meaning)
     return replace(pair, image=lambda: _image_of(part))
 
@@ -183,7 +184,7 @@ def _pair(
         ids = None
     truth = np.where(classes == number, 1 if ids is None else ids, 0)
     truth[classes == IGNORE] = _IGNORED_ID
-    meaning = Meaning(prediction_is, "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID))
+    meaning = Meaning(prediction_is, "mask" if ids is None else "ids", replace(options, ignore=_IGNORED_ID), _UNLABELLED)
     return replace(pair_of_arrays(part.name, prediction, truth, meaning), image=lambda: _image_of(part))
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from unet_core.errors import ResumeError
 from unet_core.store import local_path
-from unet_core.training.plan import FOLDER
+from unet_core.training_folder import FOLDER
 
 _FILE = "lock"
 

@@ -26,11 +26,12 @@ from unet_core.training.loaders import read_ahead
 from unet_core.training.losses import head_loss
 from unet_core.training.optimiser import MovingAverage, learning_rate, make_optimiser, set_rate
 from unet_core.training.package import parent_state, write_model
-from unet_core.training.plan import FOLDER, find_training_plan, is_trained, training_store
+from unet_core.training.plan import find_training_plan, is_trained, training_store
 from unet_core.training.setup import open_sampler, open_tiles, open_validation
 from unet_core.training.state import model_state, restore_state, state_tensors
 from unet_core.training.validation import Validator, autocast, head_channels
 from unet_core.training.watching import Log, StepReport
+from unet_core.training_folder import FOLDER
 
 _PICTURED = 4  # tiles of a validation
 _LOADERS_ON_GPU = 4

@@ -20,10 +20,9 @@ from unet_core.store import Store, open_store
 from unet_core.training.changed_settings import changed_settings
 from unet_core.training.dataset_description import Dataset
 from unet_core.training.options import Options, TrainingOptions
+from unet_core.training_folder import FOLDER, PLAN
 from unet_core.validation import first_problem
 
-FOLDER = "training"
-_PLAN = "plan.json"
 _SHOWN = 3  # differences that a message lists
 
 
@@ -131,7 +130,7 @@ def is_trained(model_out: str) -> bool:
 
 def write_training_plan(store: Store, plan: TrainingPlan) -> None:
     """Store the plan, from which every rank begins."""
-    store.put(_PLAN, json.dumps(plan.model_dump(mode="json", by_alias=True), indent=1).encode())
+    store.put(PLAN, json.dumps(plan.model_dump(mode="json", by_alias=True), indent=1).encode())
 
 
 def find_training_plan(store: Store) -> TrainingPlan | None:
@@ -141,13 +140,13 @@ def find_training_plan(store: Store) -> TrainingPlan | None:
         ResumeError: if it cannot be read.
     """
     try:
-        text = store.get(_PLAN)
+        text = store.get(PLAN)
     except FileNotFoundError:
         return None
     try:
         return TrainingPlan.model_validate_json(text)
     except pydantic.ValidationError as error:
-        raise ResumeError(f"{_PLAN} in {store.url}: {first_problem(error)}; choose another folder for the model.") from None
+        raise ResumeError(f"{PLAN} in {store.url}: {first_problem(error)}; choose another folder for the model.") from None
 
 
 def check_same(planned: TrainingPlan, wanted: TrainingPlan, model_out: str) -> None:

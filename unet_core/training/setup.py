@@ -11,9 +11,10 @@ from unet_core.training.crops import Sampler
 from unet_core.training.opening import open_parts
 from unet_core.training.options import HeadOptions
 from unet_core.training.parts import Part
-from unet_core.training.plan import FOLDER, TrainingPlan, training_store
+from unet_core.training.plan import TrainingPlan, training_store
 from unet_core.training.stored_weights import StoredBorderWeights, labels_fingerprint, store_border_weights
 from unet_core.training.tiles import Tile, choose_tiles
+from unet_core.training_folder import FOLDER
 
 CENSUS = "census.npz"
 VALIDATION_CENSUS = "validation.npz"
