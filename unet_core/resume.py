@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import combinations, product
 from operator import add, sub
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
-from unet_core.planning import Planned
 from unet_core.stages import Stage
 from unet_core.store import CONVERSION_KEY, Store, open_store
+
+if TYPE_CHECKING:
+    from unet_core.planning import Planned
 
 
 def check_output(planned: Planned, output_url: str) -> bool:
