@@ -113,6 +113,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(f"{summary['voxels_per_second'] / 1e6:.2f} Mvoxel/s" if summary["computed"] else "the others were there already")
     for text in summary["skipped"]:
         print(f"  {text}")
+    for url in summary["attached"]:
+        print(f"  attached: {url}")
     if summary["passes"] > 1:
         print(f"  mean of {summary['passes']} passes of {', '.join(summary['models'])}")
     for name, count in summary["label_voxels"].items():

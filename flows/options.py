@@ -54,6 +54,8 @@ class RunOptions:
     foreground are not computed and are background; inside the others nothing changes, also outside the mask."""
     tissue: Flag = False
     """Compute only blocks that hold tissue, found on a bright-field slide at a low resolution."""
+    attach: str | None = None
+    """Copy the labels of the complete run into the image's own labels too, under this name (ids: NAME-instances); OME-Zarr images only."""
     cluster: str = "local"
     """serial, local, or the address of a dask scheduler (tcp://HOST:PORT)."""
     workers: Whole = 2
@@ -117,6 +119,7 @@ class RunOptions:
             "roi",
             "mask",
             "tissue",
+            "attach",
             "device",
             "precision",
             "threads",

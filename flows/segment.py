@@ -183,7 +183,8 @@ def segment_batch(
 
 def _tell(summary: RunSummary) -> str:
     """The result as Markdown, with a picture; its page is left in the output."""
-    told = Told(summary.seconds, summary.failures, [*summary.skipped, *summary.warnings], summary.seams or None)
+    attached = [f"attached: {url}" for url in summary.attached]
+    told = Told(summary.seconds, summary.failures, [*summary.skipped, *attached, *summary.warnings], summary.seams or None)
     rate = f"{summary.voxels_per_second / 1e6:.2f} Mvoxel/s"
     line = f"{summary.computed:,} of {summary.blocks:,} blocks computed in this run, {rate}."
     text, problem = report_run(summary.output, told, [line])

@@ -75,6 +75,12 @@ class SegmentationJob(BaseModel):
         title="Tissue",
         description="Compute only the blocks of a bright-field slide that hold tissue, found at a low resolution.",
     )
+    attach: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        title="Attach",
+        description="Name under which the labels of the complete run are copied into the labels of the image itself, an OME-Zarr.",
+    )
     block_shape: tuple[Positive, ...] | None = Field(
         None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
     )

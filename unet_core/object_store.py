@@ -117,7 +117,7 @@ class S3Store:
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return tuple(sorted(path.rstrip("/").rpartition("/")[2] for path in paths))
 
-    def delete_leftovers(self) -> None:
+    def delete_leftovers(self, folder: str = "", below: bool = False) -> None:
         """Nothing: an upload that was cut off leaves no object."""
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unet_core import shards
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.model_heads import Head
-from unet_core.ome_documents import group_documents, level_transforms, multiscale
+from unet_core.ome_documents import Ngff, group_documents, level_transforms, multiscale
 from unet_core.plan import INSTANCES_PATH, HeadPlan, ImagePlan, LabelName, Plan
 from unet_core.store import Store
 
@@ -144,7 +144,7 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
                 documents[f"{image.array_path(level)}/{key}"] = data
         attributes: dict[str, Any] = {"multiscales": [_multiscale(plan, image)]}
         if image.kind in ("labels", "instances"):
-            attributes["image-label"] = _image_label(plan, image)
+            attributes["image-label"] = image_label(plan, image, plan.ngff)
         else:
             attributes["omero"] = {
                 "channels": _head_channels(image, image.head) if image.head else _display_channels(plan, image)
@@ -164,9 +164,10 @@ def _multiscale(plan: Plan, image: ImagePlan) -> dict[str, Any]:
     return multiscale(plan.ngff, name, plan.spatial_axes, bool(image.channels), plan.unit, transforms, method)
 
 
-def _image_label(plan: Plan, image: ImagePlan) -> dict[str, Any]:
+def image_label(plan: Plan, image: ImagePlan, ngff: Ngff) -> dict[str, Any]:
+    """What a label image says of itself: colours and names of its values, and the image that it lies in."""
     source = {"source": {"image": "../../"}}
-    version = {"version": plan.ngff} if plan.ngff == "0.4" else {}
+    version = {"version": ngff} if ngff == "0.4" else {}
     if image.kind == "instances":  # their colours are the viewer's
         return version | source
     shown = [entry for entry in plan.model.classes if image.label_value in (None, entry.value)]

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, Literal
 
 from unet_core import inputs, output, sampling
+from unet_core.attachment.place import Attachment, plan_attachment
 from unet_core.block_shapes import chunk_shape_for
 from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, objects_bytes, stacked_shapes, voxel_bytes
 from unet_core.ensemble import Ensemble, check_alike
@@ -45,6 +46,7 @@ MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is w
 class Planned:
     """A plan with what the plan leaves out: who asked for which blocks where, and what it will cost.
 
+    ``attachment`` is where in the image the labels go as well.
     ``whole_box`` names the layers that look at a whole tile, in plans that are not exact.
     """
 
@@ -53,6 +55,7 @@ class Planned:
     memory_bytes: int
     warnings: tuple[str, ...]
     whole_box: tuple[str, ...] = ()
+    attachment: Attachment | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before starting it."""
@@ -81,6 +84,7 @@ class Planned:
                 else {"strips": f"none; whole {'tiles' if plan.tile_shape else 'blocks'} at once"}
             ),
             **_instances(plan),
+            **({"attach": ", ".join(self.attachment.urls(plan))} if self.attachment else {}),
             "precision": f"{plan.precision}, {counted(plan.threads, 'thread')}, on {self.request.device}",
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
@@ -214,7 +218,7 @@ def resolve(job: SegmentationJob) -> Planned:
         )
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
-    return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box)
+    return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box, plan_attachment(job, volume))
 
 
 def _foreground(planned: Planned) -> str:

@@ -33,6 +33,8 @@ def check_output(planned: Planned, output_url: str) -> bool:
     """
     store = open_store(output_url)
     check_writable(output_url)
+    if planned.attachment:
+        planned.attachment.check_free(planned.plan)
     existing = ledger.find_plan(store)
     if existing is None:
         _refuse_foreign(store, output_url)
@@ -55,6 +57,8 @@ def prepare(planned: Planned, output_url: str) -> Request:
         ResumeError: if the output holds something else.
     """
     store = open_store(output_url)
+    if planned.attachment:
+        planned.attachment.check_writable(probe=True)
     try:
         while not check_output(planned, output_url):
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())

@@ -15,6 +15,7 @@ import numpy as np
 
 from unet_core import ledger
 from unet_core.agenda import Agenda
+from unet_core.attachment.copying import attach
 from unet_core.errors import BlockError, LedgerError, UnetCoreError
 from unet_core.instances import read_joined
 from unet_core.job import SegmentationJob
@@ -57,6 +58,7 @@ class RunSummary:
         blocks: wanted by the request.
         computed: of these in this run; the others were found in the ledger.
         skipped: what each mask of this run left out, in a sentence.
+        attached: URLs of the label images that were copied into the image.
         voxels: segmented in this run.
         read_amplification: bytes of voxels decoded for each byte of the image that this run segmented; None if it segmented nothing.
         seconds: wall time of this run.
@@ -85,6 +87,7 @@ class RunSummary:
     area_unit: str
     instances: dict[str, int] | None = None
     skipped: list[str] = field(default_factory=list)
+    attached: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     passes: int = 1
     failures: list[str] = field(default_factory=list)
@@ -168,6 +171,9 @@ def finish(
         audit(store, plan, request, records, withdraw=True)
         mark = {"schema": 1, "plan": plan.id, "request": request.id, "units": len(records)}
         store.put(ledger.COMPLETE_KEY, canonical_json(mark))
+    attached: list[str] = []
+    if planned.attachment and not failures:
+        attached = attach(planned.attachment, output_url, plan, request)
     segmented = [record for record in records if record.stage == plan.stages[0].name]
     fresh = [record for record in computed if record.stage == plan.stages[0].name]
     counts = {
@@ -191,6 +197,7 @@ def finish(
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
         instances=None if failures or plan.instances is None else _instances(store, plan, request),
         skipped=[mask.sentence() for mask in planned.request.masks],
+        attached=attached,
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
         failures=failures,

@@ -76,8 +76,8 @@ class Store(Protocol):
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         """Sorted names of the folders and objects directly under the folder ``prefix``."""
 
-    def delete_leftovers(self) -> None:
-        """Remove what puts that were killed left behind; nothing that a listing shows."""
+    def delete_leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> None:
+        """Remove what puts that were killed left behind in a folder, or ``below`` it too; nothing that a listing shows."""
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         """The same root as a store of zarr-python."""
@@ -324,9 +324,9 @@ class LocalStore:
         with storage_errors(str(folder)):
             return tuple(sorted(os.listdir(folder))) if folder.is_dir() else ()
 
-    def delete_leftovers(self) -> None:
+    def delete_leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> None:
         oldest = time.time() - LEFTOVER_SECONDS
-        for part in self._path(OWN_FOLDER).glob(f".*{_PART_SUFFIX}"):
+        for part in self._path(folder).glob(f"{'**/' if below else ''}.*{_PART_SUFFIX}"):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < oldest or writer_is_gone(part.name.split(".")[-3]):
                     part.unlink()
