@@ -73,7 +73,7 @@ def test_a_run_leaves_its_page_and_a_later_one_withdraws_it(make_model: Maker, m
     read = Read(markdown)
     assert read.tags.count("img") == 1
     assert "data:image/jpeg;base64," in markdown
-    for text in ("complete", "class 1", f"{page.facts['classes'][1]['voxels']:,}", "1 of 1 blocks", "8 blocks lie outside"):
+    for text in ("complete", "class 1", f"{page.facts['classes'][1]['voxels']:,}", "1 of 1 blocks", "8 blocks were not wanted"):
         assert text in read.text
     prepare(resolve(make_job(**common, block_shape=(32, 32))), job.output)  # more is wanted now
     assert not (tmp_path / "out" / ledger.REPORT_KEY).exists()
