@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core import ledger
+from unet_core.array_file import read_arrays, write_arrays
 from unet_core.committed import read_objects
 from unet_core.errors import LedgerError
 from unet_core.ledger import Request
@@ -50,7 +50,7 @@ class Instances:
 
 def packed_parts(index: int, parts: BlockParts) -> dict[str, bytes]:
     """The object of a unit of stage ``parts``."""
-    return {_parts_key(index): _packed({name: getattr(parts, name) for name in _PART_FIELDS})}
+    return {_parts_key(index): write_arrays({name: getattr(parts, name) for name in _PART_FIELDS})}
 
 
 def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int]) -> Iterator[tuple[int, BlockParts]]:
@@ -62,7 +62,7 @@ def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int
 
     def read(index: int) -> BlockParts:
         key = _parts_key(index)
-        arrays = _unpacked(read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,))[key])
+        arrays = read_arrays(read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,))[key])
         try:
             first, size, value, before, after = (arrays[name] for name in _PART_FIELDS)
         except KeyError as error:
@@ -77,7 +77,7 @@ def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int
 
 def packed_joined(joined: Joined) -> dict[str, bytes]:
     """The objects of the one unit of stage ``join``."""
-    objects = {_JOINED_KEY: _packed({"values": joined.values, "sizes": joined.sizes})}
+    objects = {_JOINED_KEY: write_arrays({"values": joined.values, "sizes": joined.sizes})}
     groups, begins = np.unique(joined.blocks // GROUP, return_index=True)
     for group, begin, end in zip(groups.tolist(), begins, [*begins[1:], len(joined.blocks)], strict=True):
         offsets = joined.offsets[begin : end + 1]
@@ -87,7 +87,7 @@ def packed_joined(joined: Joined) -> dict[str, bytes]:
             "offsets": offsets - offsets[0],
             "ids": joined.ids[offsets[0] : offsets[-1]],
         }
-        objects[_ids_key(group * GROUP)] = _packed(arrays)
+        objects[_ids_key(group * GROUP)] = write_arrays(arrays)
     return objects
 
 
@@ -97,7 +97,7 @@ def read_joined(store: Store, plan: Plan, request: Request) -> Instances:
     Raises:
         LedgerError: if they are not there.
     """
-    arrays = _unpacked(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (_JOINED_KEY,))[_JOINED_KEY])
+    arrays = read_arrays(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (_JOINED_KEY,))[_JOINED_KEY])
     return Instances(arrays["values"], arrays["sizes"])
 
 
@@ -113,7 +113,7 @@ def read_ids(store: Store, plan: Plan, request: Request, index: int) -> tuple[ND
     with _OPENING:
         arrays = _opened.get((store.url, sha256 or ""))
         if arrays is None:
-            arrays = _unpacked(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (key,))[key])
+            arrays = read_arrays(read_objects(store, plan, request, plan.stage(JOIN_STAGE), 0, (key,))[key])
             _opened.clear()
             _opened[store.url, sha256 or ""] = arrays
     place = int(np.searchsorted(arrays["blocks"], index))
@@ -140,15 +140,3 @@ def _read_ahead(read: Callable[[_Item], _Found], items: Iterable[_Item]) -> Iter
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
-
-
-def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Arrays as one object; the same bytes for the same arrays."""
-    target = io.BytesIO()
-    np.savez_compressed(target, allow_pickle=False, **arrays)
-    return target.getvalue()
-
-
-def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}

@@ -6,7 +6,6 @@ ids and labels of a block ---> its sums -----> the table of all objects
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite, prod
@@ -17,6 +16,7 @@ from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from unet_core import ledger
+from unet_core.array_file import read_arrays, write_arrays
 from unet_core.committed import read_objects, read_voxels
 from unet_core.geometry import Box
 from unet_core.ledger import Request
@@ -135,8 +135,7 @@ def _read_sums(store: Store, plan: Plan, request: Request, index: int, first: in
 def _read_arrays(store: Store, plan: Plan, request: Request, index: int, names: tuple[str, ...] = ()) -> Sums:
     """Sums of a block: those of these names, or all."""
     objects = read_objects(store, plan, request, plan.stage(MEASURE_STAGE), index)
-    with np.load(io.BytesIO(Zstd().decode(objects[_sums_key(index)])), allow_pickle=False) as stored:
-        return {name: stored[name] for name in names or stored.files}
+    return read_arrays(Zstd().decode(objects[_sums_key(index)]), names)
 
 
 def _sums_key(index: int) -> str:
@@ -145,6 +144,4 @@ def _sums_key(index: int) -> str:
 
 def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Arrays as one object; the same bytes for the same arrays."""
-    target = io.BytesIO()
-    np.savez(target, allow_pickle=False, **arrays)
-    return bytes(Zstd(level=_LEVEL).encode(target.getvalue()))
+    return bytes(Zstd(level=_LEVEL).encode(write_arrays(arrays, compressed=False)))
