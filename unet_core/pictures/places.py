@@ -81,10 +81,24 @@ def choose_places(
         rankings.append(("most uncertain", _best([uncertainty or 0.0 for _, _, uncertainty in looked])))
     rankings.append(("at random", order))
     chosen: dict[int, Why] = {}
+    apart = tuple(2 * -(-extent // _PLANES) for extent in scene.shape[:-2])
     for why, ranking in rankings:
-        chosen |= dict.fromkeys([number for number in ranking if number not in chosen][:each], why)
+        found = 0
+        for number in ranking:
+            if found < each and not any(_resembles(boxes[number], boxes[other], apart) for other in chosen):
+                chosen[number] = why
+                found += 1
     places = tuple(Place(boxes[number], why, *looked[number]) for number, why in chosen.items())
     return Sample(places, len(boxes), boxes[0].shape if boxes else ())
+
+
+def _resembles(box: Box, other: Box, apart: Shape) -> bool:
+    """Whether two places show much of the same: more than half of each, in sections less than ``apart`` from each other."""
+    flat = len(apart)
+    if any(abs(first - second) > far for first, second, far in zip(box.start, other.start, apart, strict=False)):
+        return False
+    common = Box(box.start[flat:], box.stop[flat:]).intersect(Box(other.start[flat:], other.stop[flat:]))
+    return 2 * common.voxel_count > box.voxel_count
 
 
 def _best(values: Sequence[float]) -> list[int]:

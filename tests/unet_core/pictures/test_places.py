@@ -68,6 +68,20 @@ def test_no_more_than_256_places_are_looked_at() -> None:
     assert choose_places(scene, 10, 2).candidates == 256
 
 
+def test_no_two_places_show_the_same() -> None:
+    labels = np.zeros((41, 73), dtype=np.uint8)
+    labels[::3, 35:73:3] = 1  # places of 20 begin at 0, 20, 40 and 53 along x
+    scene = scene_of(colour(0, labels.shape), labels, (41, 73))
+    boxes = [place.box for place in choose_places(scene, 20, 3).places]
+    assert len(boxes) == 6
+    for number, box in enumerate(boxes):
+        assert all(2 * box.intersect(other).voxel_count <= 400 for other in boxes[:number])
+    stack = choose_places(scene_of(colour(0, (64, 20, 20)), random_labels((64, 20, 20)), (64, 20, 20)), 20, 2).places
+    sections = sorted(place.box.start[0] for place in stack)
+    assert len(sections) == 4
+    assert np.diff(sections).min() > 8  # two slabs of 4
+
+
 def test_places_of_a_volume_are_planes_of_several_sections() -> None:
     labels = random_labels((33, 40, 50))
     sample = choose_places(scene_of(colour(0, (33, 40, 50)), labels, (16, 16, 16)), 25, 3)
