@@ -22,6 +22,7 @@ from flows.convert_commands import convert
 from flows.evaluate_commands import evaluate
 from flows.export_commands import export_result
 from flows.foreign_commands import export, import_, import_torchscript
+from flows.measure_commands import measure
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
 from flows.printing import print_json, visible
@@ -44,6 +45,7 @@ model_app.command(import_torchscript)
 model_app.command(export)
 app.command(model_app)
 app.command(evaluate)
+app.command(measure)
 app.command(report)
 app.command(sample)
 app.command(convert)
@@ -122,6 +124,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         print(f"  {name}: {count:,} voxels{size}")
     if summary["instances"] is not None:
         print(f"  instances: {', '.join(f'{count:,} {name}' for name, count in summary['instances'].items()) or 'none'}")
+    if summary["table"] is not None:
+        print(f"  measured in {summary['output'].rstrip('/')}/{summary['table']}")
     for text in summary["warnings"]:
         print(f"  note: {text}")
     _print_seams(summary["seams"])

@@ -22,6 +22,9 @@ WITHOUT_TORCH = (
     "metrics",
     "postprocess",
     "evaluation",
+    "tables",
+    "regions",
+    "object_summary",
     "conversion",
     "exports",
 )

@@ -235,6 +235,7 @@ def _instances(plan: Plan) -> dict[str, str]:
     asked = plan.instances
     return {
         "instances": f"{asked.method} of {asked.labels}, connectivity {asked.connectivity}, from {asked.min_voxels} voxels on"
+        + (", measured" if plan.measure else "")
     }
 
 

@@ -20,6 +20,7 @@ from unet_core.errors import BlockError, LedgerError, UnetCoreError
 from unet_core.instances import read_joined
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
+from unet_core.measure import TABLE_KEY
 from unet_core.pipeline import run_ready
 from unet_core.places import check_writable
 from unet_core.plan import Plan, canonical_json
@@ -66,6 +67,7 @@ class RunSummary:
         area_um: area or volume by class name; None where the voxel size is unknown.
         area_unit: of these, um^2 or um^3.
         instances: by class name, of a complete result that has ids; None else.
+        table: key of the table of instances in the output; None likewise.
         failures: one sentence for each failed unit.
         models: names.
         passes: that were averaged; one for each model and symmetry.
@@ -88,6 +90,7 @@ class RunSummary:
     instances: dict[str, int] | None = None
     skipped: list[str] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
+    table: str | None = None
     models: list[str] = field(default_factory=list)
     passes: int = 1
     failures: list[str] = field(default_factory=list)
@@ -198,6 +201,7 @@ def finish(
         instances=None if failures or plan.instances is None else _instances(store, plan, request),
         skipped=[mask.sentence() for mask in planned.request.masks],
         attached=attached,
+        table=None if failures or plan.measure is None else TABLE_KEY,
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
         failures=failures,

@@ -110,7 +110,7 @@ def job_of(make_model: Maker, make_image: Maker, tmp_path: Path) -> Callable[...
 
 def test_types_units_and_columns_are_those_that_are_promised(job_of: Callable[..., Any]) -> None:
     job = job_of("out")
-    run(job)
+    assert run(job).table == "tables/objects.parquet"
     table = read_objects_table(job.output)
     types = {
         "label": pa.uint64(),
@@ -207,7 +207,7 @@ def test_a_region_has_its_own_table_and_growing_it_makes_it_anew(job_of: Callabl
 def test_an_output_without_a_table_says_why(job_of: Callable[..., Any]) -> None:
     unmeasured = job_of("unmeasured", measure=False)
     assert "measure" not in plan_run(unmeasured).canonical().decode()
-    run(unmeasured)
+    assert run(unmeasured).table is None
     with pytest.raises(JobError, match="was run with --no-measure, so it has no table of objects"):
         read_objects_table(unmeasured.output)
     run(job_of("labels", instances="none"))

@@ -115,6 +115,18 @@ def sums_of_box(box: BoxOfVoxels) -> Sums:
     return by_label(below_each_other(bands))
 
 
+def counts_of_box(ids: NDArray[np.uint64], chosen: Sequence[NDArray[np.bool_]]) -> Sums:
+    """``label`` of each object in a box, and ``counts``, (n, choices): how many of its voxels are chosen."""
+    width = ids.shape[-1]
+    rows, planes = ids.reshape(-1, width), [voxels.reshape(-1, width) for voxels in chosen]
+    bands = []
+    for band in _bands(rows, 1):
+        runs = _runs(rows[band])
+        kept, counts = runs.labels > 0, _counts(runs, [voxels[band] for voxels in planes])
+        bands.append(by_label({"label": runs.labels[kept], "counts": counts[kept]}))
+    return by_label(below_each_other(bands))
+
+
 def below_each_other(parts: Sequence[Sums]) -> Sums:
     """The rows of all parts; pieces that do not occur in one are 0 there."""
     names = sorted({name for part in parts for name in part})

@@ -29,6 +29,7 @@ class Outlines:
     Args:
         edges: of each: (n, 4) with x0, y0, x1, y1 in voxels of the level; the first voxel's centre is (0.5, 0.5).
         names: of the classification of each; None without one.
+        own_names: that each was given by itself; None without one.
         sections: z of each.
         bounds: (features, 4): smallest y and x, largest y and x.
         url: for messages.
@@ -36,6 +37,7 @@ class Outlines:
 
     edges: tuple[NDArray[np.float64], ...]
     names: tuple[str | None, ...]
+    own_names: tuple[str | None, ...]
     sections: NDArray[np.int64]
     bounds: NDArray[np.float64]
     url: str
@@ -56,7 +58,7 @@ def read_outlines(url: str, scale: tuple[float, float]) -> Outlines:
         InputError: naming the feature, for a file that is no such thing, or shapes that have no inside.
     """
     features = _features(url)
-    edges, names, sections = [], [], []
+    edges, names, own_names, sections = [], [], [], []
     for number, feature in enumerate(features):
         where = f"{url}: feature {number}"
         geometry = feature.get("geometry") if isinstance(feature, dict) else None
@@ -64,10 +66,18 @@ def read_outlines(url: str, scale: tuple[float, float]) -> Outlines:
             raise InputError(f"{where} has no geometry; export annotations as GeoJSON features.")
         edges.append(_edges(geometry, where, scale))
         names.append(_classification(feature))
+        own_names.append(_own_name(feature))
         plane = geometry.get("plane")
         sections.append(int(plane.get("z", 0)) if isinstance(plane, dict) else 0)
     bounds = [(e[:, 1::2].min(), e[:, ::2].min(), e[:, 1::2].max(), e[:, ::2].max()) for e in edges]
-    return Outlines(tuple(edges), tuple(names), np.array(sections, np.int64), np.array(bounds, np.float64).reshape(-1, 4), url)
+    return Outlines(
+        tuple(edges),
+        tuple(names),
+        tuple(own_names),
+        np.array(sections, np.int64),
+        np.array(bounds, np.float64).reshape(-1, 4),
+        url,
+    )
 
 
 def outlines_hash(url: str) -> str:
@@ -178,6 +188,12 @@ def _edges(geometry: dict[str, Any], where: str, scale: tuple[float, float]) -> 
 def _rings(polygons: Any) -> Iterator[Any]:
     for polygon in polygons:
         yield from polygon
+
+
+def _own_name(feature: dict[str, Any]) -> str | None:
+    properties = feature.get("properties")
+    name = properties.get("name") if isinstance(properties, dict) else None
+    return str(name) if name else None
 
 
 def _classification(feature: dict[str, Any]) -> str | None:

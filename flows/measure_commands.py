@@ -1,0 +1,72 @@
+"""The command ``unet measure``: tables of objects, counted in regions, as CSV. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from flows.options import Flag
+from flows.printing import print_json, visible
+
+
+def measure(
+    *outputs: str,
+    regions: str | None = None,
+    csv: str | None = None,
+    summary: str | None = None,
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Count the objects of results, in regions if there are any; their tables as CSV.
+
+    Args:
+        outputs: Results of `unet segment` with --instances; tables/objects.parquet of each has a row for each object.
+        regions: Of one result: outlines drawn in QuPath (GeoJSON), or another result of the same image, such as of its tissue; which region
+            each object lies in is kept in tables/regions.parquet.
+        csv: File for the rows of all objects, with their regions.
+        summary: CSV file for counts, densities and mean sizes by image, class and region.
+        json: Print a machine-readable last line.
+        debug: Show tracebacks.
+    """
+    from unet_core.errors import JobError
+    from unet_core.object_files import check_file, write_csv, write_summary
+    from unet_core.object_summary import sentences, summarise
+
+    if not outputs:
+        raise JobError("No result is named; give at least one output of unet segment --instances.")
+    for option, file in (("csv", csv), ("summary", summary)):
+        if file is not None:
+            check_file(option, file)
+    if regions is not None:
+        if len(outputs) > 1:
+            raise JobError(
+                f"--regions {regions} belong to one image, {len(outputs)} results are named; measure one after the other."
+            )
+        _count(outputs[0], regions)
+    rows = {output: summarise(output) for output in outputs}
+    for output, found in rows.items():
+        print(output)
+        for sentence in sentences(found):
+            print(f"  {visible(sentence)}")
+    written = []
+    if csv is not None:
+        written.append((write_csv(outputs, csv), csv))
+    everything = [row for found in rows.values() for row in found]
+    if summary is not None:
+        written.append((write_summary(everything, summary), summary))
+    for count, file in written:
+        print(f"{count:,} rows: {file}")
+    if json:
+        print_json({"rows": [row.as_row() for row in everything], "files": [file for _, file in written]})
+    return 0
+
+
+def _count(output: str, regions: str) -> None:
+    import sys
+
+    from unet_core.region_table import measure_regions
+
+    shows = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if shows:
+            print(f"\rregions: {done} of {total} blocks", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    measure_regions(output, regions, show)
