@@ -18,6 +18,7 @@ from unet_core.volumes.ome_metadata import (
     multiscale_of,
     transform_of,
 )
+from unet_core.volumes.plates import is_plate, why_no_image
 from unet_core.volumes.protocol import Layout, Level, Selection, Volume, choose_channels, choose_time, name_channels
 from unet_core.volumes.zarr_array import ZarrVolume, canonical, metadata_hash, plain_axes
 from unet_core.volumes.zarr_codecs import REWRITE
@@ -41,6 +42,8 @@ def open_node(url: str, selection: Selection) -> Volume:
         return _array(store, path, node, url, selection)
     if node.attributes.get("multiscales") is not None:
         return _image(store, path, node, url, url, selection)
+    if is_plate(node):
+        raise VolumeError(why_no_image(store, path, node, url))
     series = series_of(store, path, node, url)
     if series:
         return _one_of(store, path, series, url, selection)

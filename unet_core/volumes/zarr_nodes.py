@@ -120,11 +120,7 @@ def series_of(store: Store, path: str, node: Node, url: str) -> list[str]:
 def what_else(store: Store, path: str, node: Node, url: str) -> str:
     """Why a group is no image, with what lies in it."""
     base = url.rstrip("/")
-    plate, well, labels = (node.attributes.get(name) for name in ("plate", "well", "labels"))
-    if isinstance(plate, dict):
-        wells = _paths(plate.get("wells"))
-        example = f", e.g. {listed([f'{base}/{well}/0' for well in wells])}" if wells else ""
-        return f"{url} is a plate of {len(wells)} wells; name one image{example}."
+    well, labels = (node.attributes.get(name) for name in ("well", "labels"))
     if isinstance(well, dict):
         fields = _paths(well.get("images"))
         return f"{url} is a well of {len(fields)} images; name one: {listed([f'{base}/{field}' for field in fields])}."
