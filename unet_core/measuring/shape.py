@@ -37,8 +37,8 @@ def shape_columns(measured: Measured, rows: Rows) -> dict[str, Column]:
         return columns
     turns = rows.total(rows.sums["turns"])
     # No matrix product, which may add in another order with more threads.
-    perimeter = sum(turns[:, turn] * weight for turn, weight in enumerate(WEIGHTS))
-    perimeter = perimeter * (spacing[0] if spacing[0] == spacing[1] else np.nan)
+    steps = sum((turns[:, turn] * weight for turn, weight in enumerate(WEIGHTS)), start=np.zeros(len(turns)))
+    perimeter = steps * (spacing[0] if spacing[0] == spacing[1] else np.nan)
     with np.errstate(divide="ignore"):
         circularity = np.where(perimeter > 0, 4 * pi * size / perimeter**2, np.nan)
     return columns | {
