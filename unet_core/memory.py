@@ -16,13 +16,13 @@ GIB = 1 << 30
 _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
-_LEFTOVER = 1  # byte for each weight: parts of the memory of loading that nothing else fits into
+_LEFTOVER = 2  # bytes for each weight: parts of the memory of loading that nothing else fits into
 _INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, and four copies and a half of an id
 _MEASURE_BYTES = 28  # a voxel: ids twice, and what tells the borders of objects
 _MEASURE_VOXELS = (
     16  # of an object, on the average, at least; where smaller ones fill a block, more memory is needed than planned
 )
-_MEASURE_FIXED_BYTES = 288 << 20  # a group of rows of the table, or the voxels of a band
+_MEASURE_FIXED_BYTES = 368 << 20  # a group of rows of the table, or the voxels of a band
 _LOADING_COPIES = 2  # of the weights: the file and the network on its device
 
 
