@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pydantic
@@ -117,12 +118,18 @@ class Request(_Record):
     @property
     def id(self) -> str:
         """Hash of what is wanted."""
-        return hashlib.sha256(canonical_json([self.plan, self.roi])).hexdigest()[:16]
+        return _wanted_id(self.plan, self.roi)
 
     @property
     def key(self) -> str:
         """Hash of everything that workers are told: also where image and model lie, and on what device."""
         return hashlib.sha256(to_bytes(self)).hexdigest()[:16]
+
+
+@lru_cache(maxsize=8)
+def _wanted_id(plan_id: str, roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None) -> str:
+    """Kept, since every unit asks, and masks leave many boxes."""
+    return hashlib.sha256(canonical_json([plan_id, roi])).hexdigest()[:16]
 
 
 class Record(_Record):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from itertools import combinations, product
-from operator import add, sub
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +21,10 @@ from unet_core.store import CONVERSION_KEY, Store, open_store
 
 if TYPE_CHECKING:
     from unet_core.planning import Planned
+
+_Regions = tuple[tuple[Shape, Shape], ...]
+_MOST_CHOSEN = 8
+_CHOSEN: dict[tuple[int, Shape, Shape], tuple[_Regions, NDArray[np.bool_], NDArray[np.bool_]]] = {}
 
 
 def check_output(planned: Planned, output_url: str) -> bool:
@@ -110,65 +112,65 @@ def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
     if request.roi is None:
         yield from range(stage.grid.block_count)
         return
-    chosen: set[int] = set()
-    finest = plan.stages[0].grid
-    blocks = {index for start, stop in request.roi for index in finest.touching(Box(start, stop))}
-    for index in blocks:
-        box = finest.block(index)
-        for level in plan.levels[1 : stage.level + 1]:
-            box = box.scale_down(level.factor)
-        chosen.update(stage.grid.touching(box))
-    if stage.kind == "parts":
-        chosen |= {index for index in _before(stage.grid, chosen) if _meet(stage.grid, index, chosen.__contains__)}
-    yield from sorted(chosen)
+    chosen = _chosen_blocks(plan, request.roi)[stage.kind == "parts"]
+    step, factor = np.array(plan.block_shape), _coarser(plan, stage)
+    starts = np.argwhere(chosen) * step
+    stops = np.minimum(starts + step, plan.levels[0].shape)
+    # A block lies under one unit, or under two along an axis where units do not begin with blocks.
+    first, last = starts // factor // stage.block_shape, (-(-stops // factor) - 1) // stage.block_shape
+    corners = [np.where(corner, last, first) for corner in product((False, True), repeat=len(step))]
+    yield from np.unique(np.ravel_multi_index(tuple(np.concatenate(corners).T), stage.grid.counts)).tolist()
 
 
 def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
     """Whether ``wanted_units`` names a unit, told without naming the others."""
     if request.roi is None:
         return True
-    box = stage.grid.block(index)
-    for level in reversed(plan.levels[1 : stage.level + 1]):
-        box = box.scale_up(level.factor)
-    starts, stops = _whole_blocks(request.roi, plan.block_shape, plan.levels[0].shape)
-    if ((starts < box.stop) & (stops > box.start)).all(axis=1).any():
-        return True
-    finest = plan.stages[0]
-    return stage.kind == "parts" and _meet(stage.grid, index, lambda other: is_wanted(plan, request, finest, other))
+    finest = (
+        stage.grid.block(index).scale_up(tuple(_coarser(plan, stage).tolist())).intersect(Box.from_shape(plan.levels[0].shape))
+    )
+    chosen = _chosen_blocks(plan, request.roi)[stage.kind == "parts"]
+    return bool(chosen[finest.scale_down(plan.block_shape).slices()].any())
 
 
-@lru_cache(maxsize=8)
-def _whole_blocks(
-    regions: tuple[tuple[Shape, Shape], ...], block_shape: Shape, shape: Shape
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First voxels of the blocks that regions touch, and the ones after their last; masks leave many regions."""
-    boxes = [
-        Box(start, stop).scale_down(block_shape).scale_up(block_shape).intersect(Box.from_shape(shape)) for start, stop in regions
-    ]
-    return np.array([box.start for box in boxes]), np.array([box.stop for box in boxes])
+def _coarser(plan: Plan, stage: Stage) -> NDArray[np.int64]:
+    """Voxels of the finest level that one of a stage's level covers, along each axis."""
+    return np.array([level.factor for level in plan.levels[: stage.level + 1]], dtype=np.int64).prod(axis=0)
 
 
-def _before(grid: BlockGrid, chosen: set[int]) -> set[int]:
-    """Blocks that see voxels of the chosen ones, and are not among them."""
-    steps = tuple(product((0, 1), repeat=len(grid.shape)))
-    places = {tuple(map(sub, grid.coordinates(index), step)) for index in chosen for step in steps}
-    return {grid.index(place) for place in places if min(place) >= 0} - chosen
+def _chosen_blocks(plan: Plan, regions: _Regions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of the grid of the finest level: blocks that regions touch; and those that are cut into parts, which may be more.
+
+    Masks leave many regions, and every unit asks, so that the answer is kept, for these very regions.
+    """
+    key = (id(regions), plan.levels[0].shape, plan.block_shape)
+    kept = _CHOSEN.get(key)  # that of other regions at the same place in memory cannot be there: these are kept, too
+    if kept is None:
+        grid = BlockGrid(plan.levels[0].shape, plan.block_shape)
+        blocks = np.zeros(grid.counts, dtype=bool)
+        for start, stop in regions:
+            blocks[Box(start, stop).intersect(Box.from_shape(grid.shape)).scale_down(grid.block_shape).slices()] = True
+        if len(_CHOSEN) >= _MOST_CHOSEN:
+            _CHOSEN.clear()
+        _CHOSEN[key] = kept = regions, blocks, blocks | _between(blocks)
+    return kept[1:]
 
 
-def _meet(grid: BlockGrid, index: int, is_chosen: Callable[[int], bool]) -> bool:
-    """Whether two chosen blocks meet at an edge or corner of a block that is not chosen, and no other block sees both.
+def _between(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Blocks at whose edge or corner two chosen blocks meet, which no other block sees both.
 
-    index | one
+    here  | one
     ------+-----     a block sees the first voxels of those after it
     other |
     """
-    position = grid.coordinates(index)
-    after = []
-    for step in product((0, 1), repeat=len(position)):
-        reached = tuple(map(add, position, step))
-        if any(step) and all(place < count for place, count in zip(reached, grid.counts, strict=True)):
-            after += [step] if is_chosen(grid.index(reached)) else []
-    return any(not any(map(min, one, other)) for one, other in combinations(after, 2))
+    after = np.pad(chosen, [(0, 1)] * chosen.ndim)
+
+    def reached(step: Shape) -> NDArray[np.bool_]:
+        return after[tuple(slice(first, first + size) for first, size in zip(step, chosen.shape, strict=True))]
+
+    steps = [step for step in product((0, 1), repeat=chosen.ndim) if any(step)]
+    pairs = ((one, other) for one, other in combinations(steps, 2) if not any(map(min, one, other)))
+    return np.any([reached(one) & reached(other) for one, other in pairs], axis=0)
 
 
 def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
