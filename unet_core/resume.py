@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unet_core import ledger, output
 from unet_core.changed_options import changed_option
 from unet_core.errors import ResumeError
-from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
@@ -65,7 +65,7 @@ def prepare(planned: Planned, output_url: str) -> Request:
         while not check_output(planned, output_url):
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
         store.delete_leftovers()
-        request = _grown(ledger.find_request(store), planned.request)
+        request = _grown(ledger.find_request(store) or _lost(store, planned), planned.request)
         if not ledger.is_complete(store, request):
             store.delete(ledger.COMPLETE_KEY)
             store.delete(ledger.REPORT_KEY)  # it would tell of an earlier state
@@ -105,6 +105,19 @@ def _grown(earlier: Request | None, wanted: Request) -> Request:
         return wanted.model_copy(update={"roi": None, "masks": ()})
     masks = (*earlier.masks, *(mask for mask in wanted.masks if mask not in earlier.masks))
     return wanted.model_copy(update={"roi": tuple(sorted({*earlier.roi, *wanted.roi})), "masks": masks})
+
+
+def _lost(store: Store, planned: Planned) -> Request | None:
+    """What was asked for before, by the blocks that are there, where the request itself is not; None if it is no more than now."""
+    plan, request = planned.plan, planned.request
+    finest = plan.stages[0]
+    there = ledger.read_records(store, finest.name, plan.id).keys() - set(wanted_units(plan, request, finest))
+    if not there:
+        return None
+    boxes = boxes_of(finest.grid.coordinates(index) for index in sorted(there))
+    whole = Box.from_shape(finest.shape)
+    regions = (box.scale_up(plan.block_shape).intersect(whole) for box in boxes)
+    return request.model_copy(update={"roi": tuple((box.start, box.stop) for box in regions)})
 
 
 def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:

@@ -189,6 +189,20 @@ def test_regions_that_touch_at_a_corner_share_their_instances(
     assert len(set(expected[middle].ravel())) == 2, "this image has no instance across the corner, take another seed"
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:40])])
+def test_a_lost_request_leaves_no_ids_of_two_requests_side_by_side(
+    damage: Callable[[Path], Any], job_of: Callable[..., Any]
+) -> None:
+    for roi in ("0:20,0:60", "40:70,200:310"):
+        run(job_of("out", roi=(roi,)))
+    output = Path(job_of("out").output)
+    before = digest(output)
+    damage(output / ".unet/request.json")
+    assert run(job_of("out", roi=("40:70,200:310",))).status == "complete"
+    assert digest(output) == before
+    np.testing.assert_array_equal(instances_of(output), label(labels_of(output), background=0, connectivity=1))
+
+
 def test_a_unit_of_an_earlier_request_that_ends_late_is_not_joined(job_of: Callable[..., Any]) -> None:
     """Block 0 of a region sees nothing of the next block; its worker may outlive the run that sent it."""
     run(job_of("out", roi=("0:20,0:60",)))
