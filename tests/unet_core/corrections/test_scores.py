@@ -19,10 +19,12 @@ def test_entropy_of_classes_is_scipys(dtype: str, classes: int) -> None:
     np.testing.assert_allclose(entropies(stored, "classes") / UNIT, expected, atol=1 / UNIT)
 
 
-def test_entropy_of_regions_is_the_mean_of_their_own() -> None:
-    shares = np.random.default_rng(1).random((3, 4, 5)).astype(np.float32)
-    expected = entropy(np.stack([shares, 1 - shares]).astype(np.float64), axis=0, base=2).mean(axis=0)
-    np.testing.assert_allclose(entropies(shares, "regions") / UNIT, expected, atol=1e-4)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_entropy_of_regions_is_the_mean_of_their_own(dtype: str) -> None:
+    drawn = np.random.default_rng(1).integers(0, 256, (3, 4, 5))
+    stored = drawn.astype(np.uint8) if dtype == "uint8" else (drawn / 255).astype(np.float32)
+    expected = entropy(np.stack([drawn, 255 - drawn]) / 255, axis=0, base=2).mean(axis=0)
+    np.testing.assert_allclose(entropies(stored, "regions") / UNIT, expected, atol=1e-4)
 
 
 def test_certain_and_undecided_voxels_are_the_ends_of_the_scale() -> None:
