@@ -113,7 +113,10 @@ def evaluation_markdown(evaluated: Evaluated) -> str:
         for entry in evaluated.table.summary
     ]
     head = ["score", "mean over images", "95 % interval", "images", "pooled", "better is"]
-    parts = [f"# {plain(evaluated.prediction)} against {plain(evaluated.reference)}", table_of(head, rows)]
+    parts = [
+        f"# {plain(_last_part(evaluated.prediction))} against {plain(_last_part(evaluated.reference))}",
+        table_of(head, rows),
+    ]
     parts.append("\n".join(f"- {plain(text)}" for text in (*evaluated.sentences, *evaluated.notes)))
     if evaluated.cases:
         names = "; ".join(

@@ -25,6 +25,7 @@ from unet_core.pipeline import run_units
 from unet_core.planning import resolve
 from unet_core.report.facts import Told
 from unet_core.report.making import make_report
+from unet_core.report.opened import open_output
 from unet_core.segment import prepare, run
 
 Maker = Callable[..., Path]
@@ -218,6 +219,18 @@ def test_an_unfinished_result_says_so_in_red_at_the_top(job: SegmentationJob, tm
     assert "it failed" in page.text
     for place in facts["close_ups"]["places"]:
         assert done[tuple(slice(*map(int, part.split(":"))) for part in place["box"].split(","))].all()
+
+
+def test_of_an_unfinished_result_the_levels_that_are_whole_are_drawn(job: SegmentationJob) -> None:
+    request = prepare(resolve(job), job.output)
+    list(run_units(job.output, request.key, "segment", [0, 1, 2, 5]))
+    view = open_output(job.output).scene().overview(pixels=160)
+    assert view.plane.step == (2, 2)
+    drawn = view.drawing.drawn > 0
+    assert drawn[:16, :96].mean() > 0.02  # blocks 0, 1 and 2
+    assert not drawn[16:32, 32:].any()  # of blocks 6 and more
+    run(job)
+    assert open_output(job.output).scene().factors == ((1, 1), (2, 2))
 
 
 def test_nothing_computed_yet_is_a_page_too(job: SegmentationJob, tmp_path: Path) -> None:
