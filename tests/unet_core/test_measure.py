@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,16 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from tests.conftest import textured
+from tests.conftest import describe, random_network, textured
 from tests.unet_core.measuring.test_columns import compare
 from tests.unet_core.test_instances import instances_of
 from tests.unet_core.test_segment import digest, labels_of
 from unet_core import ledger
 from unet_core.errors import JobError, LedgerError
-from unet_core.job import make_job
+from unet_core.job import SegmentationJob, make_job
 from unet_core.measure import TABLE_KEY
 from unet_core.memory import measure_bytes
+from unet_core.model_package import save_model
 from unet_core.planning import resolve
 from unet_core.segment import open_result, plan_run, prepare, read_status, run
 from unet_core.stages import made_from
@@ -102,16 +104,37 @@ def test_objects_of_one_region_are_of_its_class_whatever_lies_over_them(
     np.testing.assert_allclose(found["class_probability"], expected, rtol=1e-12)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished output, beside its image and model."""
+    folder = tmp_path_factory.mktemp("measure")
+    zarr.create_array(folder / "image", data=textured((75, 150)), chunks=(32, 64))
+    fields = {"in_channels": 1, "classes": 6, "levels": 2, "base": 4}
+    save_model(folder / "model", random_network(0, **fields), describe(**fields))
+    run(job_in(folder, str(folder / "whole")))
+    return folder / "whole"
+
+
+def job_in(folder: Path, output: str, **more: Any) -> SegmentationJob:
+    fields = {"image": str(folder / "image"), "model": str(folder / "model"), "block_shape": (32, 64), "instances": "components"}
+    return make_job(output=output, **(fields | more))
+
+
 @pytest.fixture
-def job_of(make_model: Maker, make_image: Maker, tmp_path: Path) -> Callable[..., Any]:
-    fields = {"image": str(make_image((75, 150))), "model": str(make_model(levels=2, classes=6)), "block_shape": (32, 64)}
-    return lambda name, **more: make_job(**(fields | {"output": str(tmp_path / name), "instances": "components"} | more))
+def job_of(whole: Path, tmp_path: Path) -> Callable[..., SegmentationJob]:
+    return lambda name, **more: job_in(whole.parent, str(tmp_path / name), **more)
 
 
-def test_types_units_and_columns_are_those_that_are_promised(job_of: Callable[..., Any]) -> None:
-    job = job_of("out")
-    assert run(job).table == "tables/objects.parquet"
-    table = read_objects_table(job.output)
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path, job_of: Callable[..., SegmentationJob]) -> SegmentationJob:
+    """A copy of the finished output, and its job."""
+    shutil.copytree(whole, tmp_path / "copied")
+    return job_of("copied")
+
+
+def test_types_units_and_columns_are_those_that_are_promised(whole: Path) -> None:
+    output = str(whole)
+    table = read_objects_table(output)
     types = {
         "label": pa.uint64(),
         "class": pa.string(),
@@ -123,17 +146,16 @@ def test_types_units_and_columns_are_those_that_are_promised(job_of: Callable[..
     assert {name: table.schema.field(name).type for name in types} == types
     assert table["area_um2"].null_count == len(table) > 5  # nobody knows the voxel size
     assert table.schema.field("centroid_y").metadata[b"unit"] == b"voxels"
-    assert read_objects_table(job.output, ["voxels", "label"]).column_names == ["voxels", "label"]
+    assert read_objects_table(output, ["voxels", "label"]).column_names == ["voxels", "label"]
     with pytest.raises(JobError, match="has no column 'size'; it has label, class"):
-        read_objects_table(job.output, ["size"])
+        read_objects_table(output, ["size"])
 
 
-def test_no_objects_make_an_empty_table_of_the_same_columns(job_of: Callable[..., Any]) -> None:
-    run(job_of("some"))
+def test_no_objects_make_an_empty_table_of_the_same_columns(whole: Path, job_of: Callable[..., SegmentationJob]) -> None:
     run(job_of("none", min_voxels=10**6))
     none = read_objects_table(job_of("none").output)
     assert len(none) == 0
-    assert none.schema.equals(read_objects_table(job_of("some").output).schema)
+    assert none.schema.equals(read_objects_table(str(whole)).schema)
 
 
 _UNTIL_KILLED = """
@@ -154,28 +176,27 @@ run(SegmentationJob.model_validate_json(sys.argv[1]))
 
 
 @pytest.mark.slow
-def test_killed_while_measuring_and_resumed_gives_the_same_bytes(job_of: Callable[..., Any]) -> None:
-    whole, killed = job_of("whole"), job_of("killed")
-    run(whole)
+def test_killed_while_measuring_and_resumed_gives_the_same_bytes(whole: Path, copied: SegmentationJob) -> None:
+    for name in (".unet/measure", ".unet/ledger/measure", ".unet/ledger/table", "tables"):
+        shutil.rmtree(Path(copied.output) / name)
+    (Path(copied.output) / ".unet/complete.json").unlink()
     for stage, count in (("measure", 3), ("table", 1)):  # when the object is there and its record is not
-        words = [sys.executable, "-c", _UNTIL_KILLED, killed.model_dump_json(), stage, str(count)]
+        words = [sys.executable, "-c", _UNTIL_KILLED, copied.model_dump_json(), stage, str(count)]
         process = subprocess.run(words, capture_output=True, text=True, check=False)
         assert process.returncode == -signal.SIGKILL, process.stderr
-        done = read_status(killed.output)
+        done = read_status(copied.output)
         assert (done.state, done.stages["table"]) == ("unfinished", (0, 1))
         with pytest.raises(LedgerError, match="has no table of objects yet; run the same command again"):
-            read_objects_table(killed.output)
+            read_objects_table(copied.output)
         assert done.stages["measure"] == ((2, 9) if stage == "measure" else (9, 9))
-    assert (Path(killed.output) / TABLE_KEY).exists()
-    assert run(killed).status == "complete"
-    assert digest(Path(killed.output)) == digest(Path(whole.output))
+    assert (Path(copied.output) / TABLE_KEY).exists()
+    assert run(copied).status == "complete"
+    assert digest(Path(copied.output)) == digest(whole)
 
 
 @pytest.mark.parametrize("stage", ["instances", "measure", "table"])
-def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., Any]) -> None:
-    job, whole = job_of("out"), job_of("whole")
-    run(job)
-    run(whole)
+def test_damage_anywhere_is_found_and_mended(stage: str, whole: Path, copied: SegmentationJob) -> None:
+    job = copied
     store = open_store(job.output)
     plan = ledger.read_plan(store)
     record = ledger.read_records(store, stage, plan.id)[0]
@@ -191,26 +212,25 @@ def test_damage_anywhere_is_found_and_mended(stage: str, job_of: Callable[..., A
     for unit, index in made_from(plan.stages, stage, 0):
         assert index not in ledger.read_records(store, unit, plan.id)
     run(job)
-    assert digest(Path(job.output)) == digest(Path(whole.output))
+    assert digest(Path(job.output)) == digest(whole)
 
 
-def test_a_region_has_its_own_table_and_growing_it_makes_it_anew(job_of: Callable[..., Any]) -> None:
+def test_a_region_has_its_own_table_and_growing_it_makes_it_anew(whole: Path, job_of: Callable[..., SegmentationJob]) -> None:
     job = job_of("part", roi=("0:20,0:100",))
     run(job)
     found, ids = values_of(read_objects_table(job.output)), instances_of(Path(job.output))
     np.testing.assert_array_equal(found["voxels"], np.bincount(ids.ravel().astype(np.int64))[1:])
-    run(job_of("part"))
-    run(job_of("whole"))
-    assert digest(Path(job.output)) == digest(Path(job_of("whole").output))
+    assert run(job_of("part")).table == "tables/objects.parquet"
+    assert digest(Path(job.output)) == digest(whole)
 
 
-def test_an_output_without_a_table_says_why(job_of: Callable[..., Any]) -> None:
-    unmeasured = job_of("unmeasured", measure=False)
+def test_an_output_without_a_table_says_why(job_of: Callable[..., SegmentationJob]) -> None:
+    unmeasured = job_of("unmeasured", measure=False, roi=("0:32,0:64",))
     assert "measure" not in plan_run(unmeasured).canonical().decode()
     assert run(unmeasured).table is None
     with pytest.raises(JobError, match="was run with --no-measure, so it has no table of objects"):
         read_objects_table(unmeasured.output)
-    run(job_of("labels", instances="none"))
+    run(job_of("labels", instances="none", roi=("0:32,0:64",)))
     with pytest.raises(JobError, match="has no instances, so it has no table"):
         read_objects_table(job_of("labels").output)
     with pytest.raises(JobError, match="--no-measure is for instances, and none are asked for"):
@@ -255,19 +275,19 @@ print(peak - idle)
 @pytest.mark.slow
 def test_measuring_needs_no_more_memory_than_planned(make_model: Maker, tmp_path: Path) -> None:
     """Of squares of 16 voxels, beside each other."""
-    small = np.random.default_rng(0).integers(0, 255, (256, 512), dtype="u1")
+    small = np.random.default_rng(0).integers(0, 255, (128, 256), dtype="u1")
     zarr.create_array(tmp_path / "noise", data=small.repeat(4, 0).repeat(4, 1), chunks=(512, 512))
     job = make_job(
         image=str(tmp_path / "noise"),
         output=str(tmp_path / "out"),
         model=str(make_model(levels=1, base=2, classes=6)),
-        block_shape=(1024, 2048),
+        block_shape=(512, 1024),
         instances="components",
         probabilities="float32",
     )
     planned = resolve(job)
     words = [sys.executable, "-c", _PEAK, job.output, prepare(planned, job.output).key]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 2**20
-    expected = measure_bytes((1024, 2048), 1, 25, 1, 6) / 2**20
+    expected = measure_bytes((512, 1024), 1, 25, 1, 6) / 2**20
     assert planned.memory_bytes / 2**20 >= expected
     assert 0.2 * expected < measured < expected, f"planned {expected:.0f} MiB, measured {measured:.0f} MiB"
