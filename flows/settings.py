@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ def widen_terminal() -> None:
     stated = os.environ.get("COLUMNS", "")  # 0 is "unknown" to the standard library, and taken at its word by rich
     if shutil.get_terminal_size().columns < NARROWEST_TERMINAL or (stated.isdecimal() and int(stated) < NARROWEST_TERMINAL):
         os.environ["COLUMNS"] = str(NARROWEST_TERMINAL)
+
+
+def has_display() -> bool:
+    """Whether windows can be opened; without, a browser that runs in the terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def worker_environment(gpu: int | None, threads: int) -> dict[str, str]:

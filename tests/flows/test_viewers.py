@@ -63,14 +63,14 @@ def served(tmp_path: Path) -> Iterator[str]:
     server.shutdown()
 
 
-def screenshots(url: str, ready: Callable[[NDArray[np.uint8]], bool]) -> NDArray[np.uint8]:
+def screenshots(url: str, ready: Callable[[NDArray[np.uint8]], bool], size: tuple[int, int] = (500, 460)) -> NDArray[np.uint8]:
     """The page at ``url``, (Y, X, RGB), as soon as ``ready`` accepts it."""
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-background-networking"])
-        page = browser.new_page(viewport={"width": 500, "height": 460})
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         page.goto(url)
         deadline = time.monotonic() + 60
         while True:

@@ -62,7 +62,7 @@ def refuse_unfinished(result: Result) -> None:
         done, wanted = (sum(counts) for counts in zip(*result.status.stages.values(), strict=True))
         raise JobError(
             f"{result.url} is unfinished ({done} of {wanted} units are done); run the same command again, then export. "
-            "'unet report' shows what is there."
+            "'unet view' and 'unet report' show what is there."
         )
 
 

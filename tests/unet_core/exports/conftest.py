@@ -23,9 +23,12 @@ def draw_output(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: py
     """A function that runs a job whose classes come out as the given array, and returns the output's folder."""
 
     def draw(labels: NDArray[np.uint8], *, image: str | None = None, **options: Any) -> Path:
+        values = np.arange(3).reshape(3, *(1,) * labels.ndim)
+
         def drawn(unit: worker.Unit) -> list[NDArray[Any]]:
             own = labels[unit.stage.grid.block(unit.index).slices()]
-            return [own * np.uint8(80) if image.kind == "map" else own for image in unit.worker.plan.images]
+            shown = {"map": own * np.uint8(80), "labels": own, "probabilities": (own == values) * np.uint8(255)}
+            return [shown[image.kind] for image in unit.worker.plan.images]
 
         number = len(list(tmp_path.iterdir()))
         if image is None:
@@ -35,7 +38,8 @@ def draw_output(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: py
         output = tmp_path / f"drawn-{number}"
         with monkeypatch.context() as patch:
             patch.setattr(worker, "predict_block", drawn)
-            run(make_job(image=image, output=str(output), model=str(make_model(levels=2, dims=labels.ndim)), **fields))
+            summary = run(make_job(image=image, output=str(output), model=str(make_model(levels=2, dims=labels.ndim)), **fields))
+        assert summary.status == "complete", summary.failures
         return output
 
     return draw

@@ -1,0 +1,1 @@
+"""Results on the screen, lazily: what is shown is read, and nothing else."""
