@@ -173,3 +173,10 @@ def test_figures_of_training_are_ratios_of_medians() -> None:
     assert "crops/s >= 1.70 | 1.60 (default, float32, 2 crops a rank, missed)" in said  # two ranks do twice the crops
     assert "crops/s >= 0.85 | 0.88 (default, float32, 2 crops a rank)" in said
     assert "speed >= 20.00 | 30.00 (1024 x 1024)" in said
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_exports_counts_what_was_drawn(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.exporting", str(tmp_path), "90"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1])["features"] == 90

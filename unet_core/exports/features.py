@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ Polygons = list[list[Ring]]
 
 
 def object_outlines(walk: Walk, extents: Extents) -> Iterator[tuple[int, int, Polygons]]:
-    """Section, label and polygons of every label in every section that it is in.
+    """Section, row in ``extents``, and polygons of every label in every section that it is in.
 
     Args:
         walk: over the volume.
@@ -36,12 +37,13 @@ def object_outlines(walk: Walk, extents: Extents) -> Iterator[tuple[int, int, Po
     for tile in walk.tiles():
         corners = corners_of(tile.labels, tile.top, tile.left)
         row = _rows(extents, corners)
+        corners = replace(corners, label=row)
         inside = first[row] == last[row]
         for end, part in _split(corners.select(~inside), last[row[~inside]]):
             waiting[tile.z, end].append(part)
         ended = waiting.pop((tile.z, tile.index), [])
-        for label, polygons in polygons_of(Corners.join([corners.select(inside), *ended])):
-            yield tile.z, label, polygons
+        for number, polygons in polygons_of(Corners.join([corners.select(inside), *ended])):
+            yield tile.z, number, polygons
     assert not waiting, "a label lies outside its extent"
 
 
@@ -57,7 +59,8 @@ def region_outlines(walk: Walk) -> Iterator[tuple[int, int, list[Ring]]]:
         is_open = goes_on[corners.label]
         for part, polygons in polygons_of(corners.select(~is_open)):
             yield tile.z, int(value[part]), polygons[0]
-        waiting[tile.z].append(_relabelled(corners.select(is_open), value))
+        still_open = corners.select(is_open)
+        waiting[tile.z].append(replace(still_open, label=value[still_open.label]))
         if tile.is_last:
             for label, polygons in polygons_of(Corners.join(waiting.pop(tile.z))):
                 for polygon in polygons:
@@ -96,7 +99,3 @@ def _at_rim(parts: NDArray[np.uint32]) -> NDArray[np.bool_]:
         found[line] = True
     found[0] = False
     return found
-
-
-def _relabelled(corners: Corners, value: NDArray[np.generic]) -> Corners:
-    return Corners(value[corners.label], corners.y, corners.x, corners.kind)

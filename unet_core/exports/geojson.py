@@ -73,9 +73,11 @@ def write_geojson(result: Result, image: ImagePlan, path: Path, name: str, optio
 def _objects(result: Result, image: ImagePlan, encoder: _Encoder, objects: Objects, object_type: str) -> Iterator[bytes]:
     walked = walk(result.volume(image.path))
     tail = {value: _tail(entry, object_type) for value, entry in classes_of(result, image).items()}
+    extents = objects.extents or extents_of(walked)
+    rows = np.searchsorted(objects.label, extents.label).tolist()
     measured = _rows(objects)
-    for z, label, polygons in object_outlines(walked, objects.extents or extents_of(walked)):
-        row = int(np.searchsorted(objects.label, np.uint64(label)))
+    for z, number, polygons in object_outlines(walked, extents):
+        row, label = rows[number], int(extents.label[number])
         yield encoder.feature(z, label, polygons, label, tail[int(objects.class_value[row])], measured(row))
 
 
@@ -102,12 +104,16 @@ def _area(ring: Ring) -> int:
 
 def _rows(objects: Objects) -> Callable[[int], dict[str, float | int]]:
     """Measurements of an object by its row, those that it has."""
-    names = list(objects.measurements)
-    columns = list(objects.measurements.values())
+    columns = objects.measurements
+    names = list(columns)
+    table = np.empty(len(objects.label), dtype=[(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = column
+    has_gaps = any(np.isnan(column).any() for column in columns.values() if column.dtype.kind == "f")
 
     def row(number: int) -> dict[str, float | int]:
-        values = ((name, column[number].item()) for name, column in zip(names, columns, strict=True))
-        return {name: value for name, value in values if value == value}  # NaN is no JSON
+        values = dict(zip(names, table[number].item(), strict=True))
+        return {name: value for name, value in values.items() if value == value} if has_gaps else values  # NaN is no JSON
 
     return row
 

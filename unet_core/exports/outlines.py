@@ -82,8 +82,10 @@ def corners_of(labels: NDArray[np.generic], top: int = 0, left: int = 0) -> Corn
         left: x of it.
     """
     as_right, as_below = labels[:, :-1] == labels[:, 1:], labels[:-1, :-1] == labels[1:, :-1]
-    rows, columns = np.nonzero(~(as_right[:-1] & as_right[1:] & as_below))
-    around = np.stack([labels[rows + down, columns + right] for down in (0, 1) for right in (0, 1)])
+    rows, columns = np.divmod(np.flatnonzero(~(as_right[:-1] & as_right[1:] & as_below)), labels.shape[1] - 1)
+    flat, width = labels.ravel(), labels.shape[1]
+    first = rows * width + columns
+    around = np.stack([flat[first + step] for step in (0, 1, width, width + 1)])
     found = []
     for place, own in enumerate(around):
         same = around == own

@@ -28,9 +28,9 @@ class Placing:
 
     def points(self, xy: NDArray[np.int64]) -> NDArray[Any]:
         """Points (n, 2) with x and y in pixels of level 0: whole numbers where all can be."""
-        factor, offset = (np.array(values[-1:-3:-1]) for values in (self.factor, self.offset))
-        if (factor == 1).all() and (offset == 0).all():
+        if self.factor[-2:] == (1.0, 1.0) and self.offset[-2:] == (0.0, 0.0):
             return xy
+        factor, offset = (np.array(values[-1:-3:-1]) for values in (self.factor, self.offset))
         placed = np.round(xy * factor + offset, _DECIMALS)
         whole = placed.astype(np.int64)
         return whole if (whole == placed).all() else placed
