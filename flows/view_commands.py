@@ -37,8 +37,9 @@ def view(
     from unet_core.viewing.layers import view_of
 
     if napari:
-        from unet_core.viewing.napari_window import open_napari
+        from unet_core.viewing.napari_window import open_napari, refuse_without_napari
 
+        refuse_without_napari()
         found = view_of(output, image)
         for note in found.notes:
             print(f"  note: {visible(note)}")

@@ -13,16 +13,20 @@ from unet_core.viewing.layers import Layer, View
 _BINDINGS = ("PyQt6", "PySide6", "PyQt5", "PySide2")
 
 
-def open_napari(view: View) -> None:
-    """Show a view, and come back when the window is closed.
+def refuse_without_napari() -> None:
+    """Refuse where napari, or the toolkit that it draws windows with, is not installed.
 
     Raises:
-        JobError: if napari, or the toolkit that it draws windows with, is not installed.
+        JobError: saying what to install.
     """
     if find_spec("napari") is None or not any(map(find_spec, _BINDINGS)):
         raise JobError(
             "--napari needs napari and its windows, which are not installed; pip install 'napari[all]', or leave it out."
         )
+
+
+def open_napari(view: View) -> None:
+    """Show a view, and come back when the window is closed."""
     import napari
 
     add_layers(napari.Viewer(), view)
