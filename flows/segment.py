@@ -28,6 +28,7 @@ from unet_core.segment import RunSummary
 from unet_core.wording import counted
 
 BATCH_COUNT = 20  # Prefect task runs of a stage, at most
+SMALLEST_BATCH = 4  # units; two batches then keep the threads of two workers busy
 CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
 
 STOPPED = "The run was stopped; what is committed stays."
@@ -121,7 +122,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         return computed, failures
 
     def batch_size(stage: str) -> int:
-        return -(-len(prepared.remaining[stage]) // BATCH_COUNT)
+        return max(SMALLEST_BATCH, -(-len(prepared.remaining[stage]) // BATCH_COUNT))
 
     summary = run_stages(prepared, cluster, workers, run_batches)
     create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")

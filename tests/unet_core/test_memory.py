@@ -44,6 +44,7 @@ import sys, threading, time
 import numcodecs, psutil, torch, zarr
 import unet_core.foreign, unet_core.networks.unet, unet_core.object_store
 from unet_core import pipeline, worker
+from unet_core.agenda import Agenda
 
 torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
 process = psutil.Process()
@@ -56,8 +57,11 @@ def watch():
         time.sleep(0.001)
 watcher = threading.Thread(target=watch)
 watcher.start()
-count = worker.open_worker(*sys.argv[1:3]).plan.stages[0].grid.block_count
-for record in pipeline.run_units(*sys.argv[1:3], "segment", range(min(4, count))):
+stages = worker.open_worker(*sys.argv[1:3]).plan.stages
+units = {"segment": range(min(4, stages[0].grid.block_count))}
+if sys.argv[3:]:
+    units = {stage.name: range(stage.grid.block_count) for stage in stages}
+for record in pipeline.run_ready(*sys.argv[1:3], Agenda(stages, units)):
     assert record.decoded_bytes is not None
 running = False
 watcher.join()
@@ -113,9 +117,16 @@ def test_a_block_of_many_sections_needs_no_more_than_planned(keep: str, block: i
     check_measured(tmp_path, make_model(levels=4, base=8), 256, 3, "float32", keep, block=block, least=0.4)
 
 
+@pytest.mark.slow
+def test_coarser_levels_made_meanwhile_need_no_more_either(make_model: Maker, tmp_path: Path) -> None:
+    """Four blocks of many probabilities are read for each of theirs, and the next block is read and the last one written meanwhile."""
+    model = make_model(classes=20, base=2, padding="same")
+    check_measured(tmp_path, model, 1536, 2, "float32", "float32", block=384, least=0.4, levels=True)
+
+
 def check_measured(
     folder: Path, model: Path, size: int, dims: int, precision: str, keep: str, block: int = 0, least: float = 0.0,
-    symmetries: str = "none", further: tuple[Path, ...] = (),
+    symmetries: str = "none", further: tuple[Path, ...] = (), levels: bool = False,
 ) -> None:  # fmt: skip
     """The peak of a fresh process above what it needs with its libraries and nothing else."""
 
@@ -124,7 +135,7 @@ def check_measured(
         return subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
 
     planned, key = call(PREPARE, folder, model, size, dims, precision, keep, block, symmetries, *further)
-    (found,) = call(WORK, folder / "out", key)
+    (found,) = call(WORK, folder / "out", key, *["levels"] * levels)
     projected, measured = int(planned) / 2**20, int(found) / 2**20
     assert least * projected <= measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"
 
