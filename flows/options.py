@@ -82,6 +82,8 @@ class RunOptions:
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
     approximate: Flag = False
     """Run networks whose layers look at the whole box (InstanceNorm, GroupNorm, global pooling), in tiles of fixed position."""
+    resample: Flag = False
+    """Read the image at the model's voxel size, resampled; the result then has that voxel size, and --roi counts its voxels."""
     strip: WholeOrNone = None
     """Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once."""
     tile_shape: str | None = None
@@ -112,6 +114,7 @@ class RunOptions:
         plain = (
             "symmetries",
             "trust_model",
+            "resample",
             "strip",
             "level",
             "series",

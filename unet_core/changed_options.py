@@ -73,12 +73,18 @@ def _of_instances(key: str) -> Callable[[Values], str]:
     return read
 
 
+def _resampled(values: Values) -> str:
+    ratios = values.get("resample")
+    return "no" if ratios is None else f"by {_listed(above / below for above, below in ratios)}"
+
+
 def _shape(key: str) -> Callable[[Values], str]:
     return lambda values: _listed(values.get(key) or ())
 
 
 _OPTIONS: dict[str, Callable[[Values], Any]] = {
     "--level": lambda values: values["input"]["level"],
+    "--resample": _resampled,
     "--series": lambda values: values["input"]["series"],
     "--time": lambda values: values["input"]["time"],
     "--channels": _channels,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from unet_core.errors import ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
+from unet_core.resampling import finest_that_suffices, in_um, resample
 from unet_core.volumes import Volume, check_intensity_dtype, open_volume
 from unet_core.volumes.reflect import folded
+from unet_core.volumes.resampled import ResampledVolume
 from unet_core.wording import counted
 
 if TYPE_CHECKING:
@@ -37,6 +40,15 @@ class Source:
     @property
     def spatial_shape(self) -> Shape:
         return self.volume.spatial_shape[-len(self.axes) :]
+
+    @property
+    def stored(self) -> Volume:
+        """The volume whose voxels are read: the image's own, also where they are resampled."""
+        return self.volume.source if isinstance(self.volume, ResampledVolume) else self.volume
+
+    def over(self, stored: Volume) -> Source:
+        """The same, read through another volume of the stored voxels, such as a cached one."""
+        return Source(self.volume.over(stored) if isinstance(self.volume, ResampledVolume) else stored, self.axes)
 
     @property
     def channel_count(self) -> int:
@@ -88,7 +100,8 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     Raises:
         VolumeError: if the image does not fit the model, with both values and what to do.
     """
-    volume = _open(job, choose_level(job, model, dims))
+    level = choose_level(job, model, dims)
+    volume = _open(job, level)
     axes = _axes(volume, dims, model.name)
     if volume.channel_count != len(model.input_channels):
         wanted = len(model.input_channels)
@@ -104,8 +117,13 @@ def open_input(job: SegmentationJob, model: ModelDescription, dims: int) -> Inpu
     check_intensity_dtype(volume, job.cast)
     check_trained_dtype(volume, model)
     keep = len(axes)
-    source = Source(volume, axes)
     stated = _stated_voxel_size(job, volume, dims)
+    if job.resample:
+        wanted_size = _size_to_resample_to(job, model, stated)
+        assert stated is not None
+        volume = resample(volume, stated, wanted_size)
+        stated = stated[: -len(wanted_size)] + wanted_size
+    source = Source(volume, axes)
     seen = stated and stated[-dims:]
     if stated is not None and len(stated) == len(volume.spatial_axes):
         size = stated[-keep:]
@@ -143,7 +161,26 @@ def reopen(image_url: str, plan: Plan) -> Source:
     )
     if volume.fingerprint() != planned.fingerprint or volume.shape != planned.shape:
         raise ResumeError(f"Image {image_url} has changed since it was planned; start again with a new output.")
+    if plan.resample is not None:
+        volume = ResampledVolume(volume, tuple(Fraction(above, below) for above, below in plan.resample))
     return Source(volume, plan.spatial_axes)
+
+
+def _size_to_resample_to(job: SegmentationJob, model: ModelDescription, stated: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The model's voxel size.
+
+    Raises:
+        VolumeError: if it, or that of the image, is not known.
+    """
+    if model.voxel_size_um == "unknown":
+        raise VolumeError(
+            f"Model '{model.name}' does not state its voxel size, so that --resample has nothing to resample to; leave it out."
+        )
+    if stated is None:
+        raise VolumeError(
+            f"--resample needs the voxel size of {job.image}, which does not say it; state that of level 0 with --voxel-size."
+        )
+    return model.voxel_size_um
 
 
 def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> int:
@@ -155,11 +192,15 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
     volume = _open(job, job.level or 0)
     if job.level is not None or model.voxel_size_um == "unknown":
         return job.level or 0
+    if job.resample:
+        sizes_um = _level_sizes(job, volume, dims)
+        _size_to_resample_to(job, model, sizes_um[0])
+        return finest_that_suffices(sizes_um, model.voxel_size_um, LEVEL_TOLERANCE)
     wanted = model.voxel_size_um
     finest = _stated_voxel_size(job, volume, dims)
     if finest is None:
         raise VolumeError(
-            f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} does not say its voxel size; "
+            f"Model '{model.name}' was trained at {in_um(wanted)}, {job.image} does not say its voxel size; "
             "state it with --voxel-size, or choose with --level."
         )
     for entry, size in zip(volume.levels, _level_sizes(job, volume, dims), strict=True):
@@ -168,10 +209,10 @@ def choose_level(job: SegmentationJob, model: ModelDescription, dims: int) -> in
         ):
             return entry.index
     sizes = ((entry.index, size) for entry, size in zip(volume.levels, _level_sizes(job, volume, dims), strict=True))
-    have = "; ".join(f"level {index}: {_um(size[-dims:]) if size else 'unknown'}" for index, size in sizes)
+    have = "; ".join(f"level {index}: {in_um(size[-dims:]) if size else 'unknown'}" for index, size in sizes)
     raise VolumeError(
-        f"Model '{model.name}' was trained at {_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
-        "choose one with --level, or correct the image's voxel size with --voxel-size."
+        f"Model '{model.name}' was trained at {in_um(wanted)}, {job.image} has {have}; no level is within 10 %: "
+        "choose one with --level, correct the image's voxel size with --voxel-size, or have it resampled with --resample."
     )
 
 
@@ -219,7 +260,3 @@ def _axes(volume: Volume, dims: int, model_name: str) -> str:
             f"choose a {len(axes)}D model."
         )
     return axes[1:] if len(axes) > dims and volume.spatial_shape[0] == 1 else axes
-
-
-def _um(size: tuple[float, ...]) -> str:
-    return " x ".join(f"{step:.4g}" for step in size) + " um"

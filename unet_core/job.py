@@ -93,6 +93,12 @@ class SegmentationJob(BaseModel):
     tile_shape: tuple[Positive, ...] | None = Field(
         None, title="Tile shape", description="Voxels along the model's axes (z,) y, x of the tiles of an approximate run."
     )
+    resample: bool = Field(
+        False,
+        title="Resample",
+        description="Read the image at the model's voxel size, resampled, where none of its levels has it; the result then has that voxel "
+        "size, and regions are in its voxels.",
+    )
     strip: int | None = Field(
         None,
         ge=0,

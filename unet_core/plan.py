@@ -159,6 +159,8 @@ class Plan(_Record):
     ``id`` is the hash of all fields. Where image and model lie, which blocks are wanted, on what machine: not here.
 
     Args:
+        resample: of the image's voxels, how many one voxel of the input is along each of its spatial axes, as numerator and denominator; None if
+            the image is taken as it is, and left out of the JSON then.
         exact: False if the result depends on ``tile_shape``, because layers of the network look at a whole tile at once.
         tile_shape: of the boxes that such a network runs in, a grid from the image's origin; blocks are whole numbers of
             them. None for exact plans, whose JSON leaves it out.
@@ -181,6 +183,7 @@ class Plan(_Record):
     footprint: FootprintPlan
     precision: Precision
     threads: int
+    resample: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] | None = None
     exact: bool | Literal["unproven"] = True
     ngff: Literal["0.5", "0.4"]
     block_shape: Sizes
@@ -239,7 +242,7 @@ class Plan(_Record):
 
     def canonical(self) -> bytes:
         """The plan as stored."""
-        without = {name for name in ("tile_shape", "strip", "instances", "measure") if getattr(self, name) is None}
+        without = {name for name in ("tile_shape", "strip", "instances", "measure", "resample") if getattr(self, name) is None}
         without |= {name for name in ("further_models", "symmetries") if getattr(self, name) in ((), "none")}
         without |= {"by_section"} if not self.by_section else set()
         return canonical_json(self.model_dump(mode="json", by_alias=True, exclude=without))

@@ -34,6 +34,7 @@ from unet_core.plan import (
 )
 from unet_core.planning_checks import check_approximate, check_symmetries, labels_of, plan_instances
 from unet_core.predict import check_precision, resolve_device
+from unet_core.resampling import resampled_words, resampling_of, resampling_warnings
 from unet_core.sections import thinner
 from unet_core.store import absolute
 from unet_core.tiles import choose_block_shape, choose_tile_shape
@@ -67,6 +68,7 @@ class Planned:
             "image": f"{self.request.image}, level {plan.input.level}, {plan.input.axes} {plan.input.shape} {plan.input.dtype}",
             "voxel_size": f"{plan.scale} {plan.unit}" if plan.unit else "unknown",
             "model": f"{plan.model.name}, {plan.model.kind}: {', '.join(entry.name for entry in plan.model.classes)}",
+            **({"resampled": resampled_words(plan)} if plan.resample else {}),
             **_averaging(plan),
             **({"sections": f"2D model, section by section: {finest.shape[0]} sections along z"} if plan.by_section else {}),
             "blocks": f"{finest.grid.block_count} of {plan.block_shape} voxels"
@@ -158,7 +160,7 @@ def resolve(job: SegmentationJob) -> Planned:
             time=job.time or 0,
             channels=job.channels if "c" in volume.axes else None,
             axes=volume.axes,
-            shape=volume.shape,
+            shape=source.stored.shape,
             dtype=str(volume.dtype),
             missing=job.missing,
             fingerprint=volume.fingerprint(),
@@ -176,6 +178,7 @@ def resolve(job: SegmentationJob) -> Planned:
         ),
         precision=job.precision,
         threads=job.threads,
+        resample=resampling_of(volume),
         exact=_exactness(ensemble),
         ngff=job.ngff,
         block_shape=block_shape,
@@ -218,6 +221,7 @@ def resolve(job: SegmentationJob) -> Planned:
         )
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
+    warnings += resampling_warnings(job, plan)
     return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box, plan_attachment(job, volume))
 
 

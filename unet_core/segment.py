@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -222,7 +222,8 @@ def _instances(store: Store, plan: Plan, request: Request) -> dict[str, int]:
 def _amplification(plan: Plan, segmented: list[Record]) -> float | None:
     """Margins of neighbouring blocks overlap, and chunks do not end where blocks do: what is decoded more than once shows here."""
     channels = len(plan.input.channels) if plan.input.channels else plan.input.shape[0] if "c" in plan.input.axes else 1
-    needed = sum(record.voxels for record in segmented) * channels * np.dtype(plan.input.dtype).itemsize
+    voxels = sum(record.voxels for record in segmented) * prod(above / below for above, below in plan.resample or ())
+    needed = voxels * channels * np.dtype(plan.input.dtype).itemsize
     return round(sum(record.decoded_bytes for record in segmented) / needed, 3) if needed else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import BoundedSemaphore, Lock
 from typing import Any
@@ -96,7 +96,7 @@ def _opened(output_url: str, request_key: str) -> Worker:
         for package, model in zip(ensemble.packages, plan.models, strict=True)
     )
     read_shape = read_box_of(ensemble.passes, Box.from_shape(plan.block_shape), source.spatial_shape).shape
-    chunks = ChunkCache(source.volume, cache_bytes(source.volume, read_shape))
+    chunks = ChunkCache(source.stored, cache_bytes(source.volume, read_shape))
     channels = {head.name: head.channels for head in ensemble.description.heads}
     return Worker(store, plan, request, source, chunks, ensemble.passes, predictors, channels)
 
@@ -240,7 +240,7 @@ def _parts(unit: Unit, write: Box) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
 
 
 def _read(unit: Unit, box: Box) -> NDArray[Any]:
-    source = replace(unit.worker.source, volume=unit.source)
+    source = unit.worker.source.over(unit.source)
     image = read_reflected(source, box)
     unit.absent |= dict.fromkeys(source.missing_chunks(box))
     unit.clock.stop("read")

@@ -29,12 +29,13 @@ from unet_core.planning import resolve
 from unet_core.segment import prepare
 
 folder, model, size, dims, precision, keep, block = (*sys.argv[1:3], *map(int, sys.argv[3:5]), *sys.argv[5:7], int(sys.argv[7]))
-symmetries, *further = sys.argv[8:]
+voxel, symmetries, *further = float(sys.argv[8]), *sys.argv[9:]
 data = np.random.default_rng(0).integers(0, 255, (size,) * dims, dtype="u1")
 zarr.create_array(f"{folder}/image", data=data, chunks=(256 if dims == 2 else 64,) * dims)
 job = make_job(
     image=f"{folder}/image", output=f"{folder}/out", model=model, precision=precision, probabilities=keep,
     block_shape=(block,) * dims if block else None, symmetries=symmetries, further_models=tuple(further),
+    voxel_size_um=(voxel,) * dims if voxel else None, resample=bool(voxel),
 )
 planned = resolve(job)
 print(planned.memory_bytes, prepare(planned, job.output).key)
@@ -124,9 +125,20 @@ def test_coarser_levels_made_meanwhile_need_no_more_either(make_model: Maker, tm
     check_measured(tmp_path, model, 1536, 2, "float32", "float32", block=384, least=0.4, levels=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dims", "size", "arguments"), [(2, 3000, {"levels": 5, "base": 16}), (3, 160, {"levels": 3, "base": 8})]
+)
+def test_a_resampled_image_needs_no_more_than_planned(
+    dims: int, size: int, arguments: dict[str, Any], make_model: Maker, tmp_path: Path
+) -> None:
+    model = make_model(network="unet3d" if dims == 3 else "unet", dims=dims, voxel_size_um=(0.9,) * dims, **arguments)
+    check_measured(tmp_path, model, size, dims, "float32", "none", least=0.4, voxel=0.5)
+
+
 def check_measured(
     folder: Path, model: Path, size: int, dims: int, precision: str, keep: str, block: int = 0, least: float = 0.0,
-    symmetries: str = "none", further: tuple[Path, ...] = (), levels: bool = False,
+    symmetries: str = "none", further: tuple[Path, ...] = (), levels: bool = False, voxel: float = 0.0,
 ) -> None:  # fmt: skip
     """The peak of a fresh process above what it needs with its libraries and nothing else."""
 
@@ -134,7 +146,7 @@ def check_measured(
         words = [sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
 
-    planned, key = call(PREPARE, folder, model, size, dims, precision, keep, block, symmetries, *further)
+    planned, key = call(PREPARE, folder, model, size, dims, precision, keep, block, voxel, symmetries, *further)
     (found,) = call(WORK, folder / "out", key, *["levels"] * levels)
     projected, measured = int(planned) / 2**20, int(found) / 2**20
     assert least * projected <= measured <= projected, f"projected {projected:.0f} MiB, measured {measured:.0f} MiB"

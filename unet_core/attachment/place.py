@@ -18,6 +18,7 @@ from unet_core.plan import ImagePlan, Plan
 from unet_core.store import Store, is_remote, local_path, open_store, redacted
 from unet_core.volumes import Volume
 from unet_core.volumes.ome_metadata import Multiscale, find_level, multiscale_of, transform_of
+from unet_core.volumes.resampled import ResampledVolume
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import Node, groups_around, locate, read_node, series_of
 
@@ -112,6 +113,10 @@ def plan_attachment(job: SegmentationJob, volume: Volume) -> Attachment | None:
     """
     if job.attach is None:
         return None
+    if isinstance(volume, ResampledVolume):
+        raise JobError(
+            "--attach puts labels on the voxels of the image, and with --resample they have others; leave one of the two out."
+        )
     group = _image_group(job, volume)
     node, url = group.node, group.url
     if len(node.attributes.get("multiscales", ())) != 1:

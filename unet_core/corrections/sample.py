@@ -160,7 +160,9 @@ def _description_of(segmented: Segmented) -> tuple[ModelDescription | None, tupl
 def _source_id(segmented: Segmented) -> str:
     """A hash that voxels of one image, level, series and time have in common, wherever the image lies and whatever model saw it."""
     planned = segmented.plan.input
-    facts = [planned.fingerprint, planned.level, planned.series, planned.time]
+    facts: list[Any] = [planned.fingerprint, planned.level, planned.series, planned.time]
+    if segmented.plan.resample:
+        facts.append(segmented.plan.resample)
     return hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
 
 

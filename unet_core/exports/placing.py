@@ -52,6 +52,16 @@ def place(plan: Plan, request: Request, image: str | None = None) -> Placing:
         JobError: if the image is needed and cannot be opened.
     """
     dims = len(plan.spatial_axes)
+    of_level = _place_level(plan, request, image, dims)
+    if plan.resample is None:
+        return of_level
+    # Corners of the resampled grid lie on those of the level.
+    ratios = (above / below for above, below in plan.resample[-dims:])
+    return Placing(tuple(step * ratio for step, ratio in zip(of_level.factor, ratios, strict=True)), of_level.offset)
+
+
+def _place_level(plan: Plan, request: Request, image: str | None, dims: int) -> Placing:
+    """How voxels of the level that was segmented lie in level 0."""
     if plan.input.level == 0:
         return Placing((1.0,) * dims, (0.0,) * dims)
     url = image or request.image

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unet_core.geometry import Box, Shape, boxes_of, positions_in
 from unet_core.volumes.protocol import LaidOut, Volume, check_inside
+from unet_core.volumes.resampled import ResampledVolume
 
 CACHE_BYTES = 256 << 20  # of decoded chunks that a process keeps, at most
 
@@ -115,6 +116,8 @@ def cache_bytes(volume: Volume, shape: Shape) -> int:
         shape: what one block reads, over the last spatial axes. At most ``CACHE_BYTES``: then the next layer decodes again what it
             shares, and the blocks of one layer still share among themselves.
     """
+    if isinstance(volume, ResampledVolume):  # whose source is cached
+        return cache_bytes(volume.source, volume.source_shape(shape))
     if volume.layout.is_mapped:
         return 0
     layer = prod(_whole_chunks(volume, shape)[:1] + volume.spatial_shape[1 - len(shape) :])
@@ -123,6 +126,9 @@ def cache_bytes(volume: Volume, shape: Shape) -> int:
 
 def reading_bytes(volume: Volume, shape: Shape) -> int:
     """Bytes that reading a box of ``shape`` (over the last spatial axes) needs at most beside what is kept: the box, and its chunks."""
+    if isinstance(volume, ResampledVolume):
+        slab = reading_bytes(volume.source, volume.slab_shape(shape))
+        return prod(shape) * _voxel_bytes(volume) + slab + volume.working_bytes(shape)
     chunks = 0 if volume.layout.is_mapped else prod(_whole_chunks(volume, shape))
     return (prod(shape) + chunks) * _voxel_bytes(volume)
 
