@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,21 @@ class S3Store:
     def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
         with self._at(key):
             return bytes(obstore.get_range(self._store, key, start=start, length=size_bytes))
+
+    def get_ranges(self, key: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes of an object at each place (first byte, size), a request each, several at a time; all lie inside it."""
+        starts, sizes = [start for start, _ in places], [size for _, size in places]
+        with self._at(key):
+            return [bytes(part) for part in obstore.get_ranges(self._store, key, starts=starts, lengths=sizes, coalesce=0)]
+
+    def head(self, key: str) -> StoredObject | None:
+        """What the store says of an object, None if there is none."""
+        with self._at(key):
+            try:
+                found = obstore.head(self._store, key)
+            except FileNotFoundError:
+                return None
+        return StoredObject(key, int(found["size"]), str(found["e_tag"]))
 
     def put(self, key: str, data: bytes) -> None:
         with self._at(key):

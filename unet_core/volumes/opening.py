@@ -8,6 +8,7 @@ from typing import Literal
 from unet_core.errors import VolumeError
 from unet_core.store import CONVERSION_KEY, OWN_FOLDER, check_url, is_remote, local_path, open_store, storage_errors
 from unet_core.volumes.protocol import Selection, Volume
+from unet_core.volumes.range_file import open_object
 from unet_core.volumes.slide import slide_vendor
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS
@@ -78,9 +79,9 @@ def open_volume(
 def _format_of(url: str) -> str:
     if is_remote(url):
         names = open_store(url).child_names()
-        if not names:
-            raise VolumeError(f"input not found: {url} (no object below it); check bucket and prefix.")
-        return _folder_format(url, names)
+        if names:
+            return _folder_format(url, names)
+        return _object_format(url)
     path = local_path(url)
     with storage_errors(url):
         try:
@@ -103,6 +104,21 @@ def _format_of(url: str) -> str:
             raise VolumeError(f"unknown format: {url} (looks like {what}; {remedy}); {_READ} are read.")
     looks = "it is empty" if not head else f"begins with {head[:8]!r}"
     raise VolumeError(f"unknown format: {url} ({looks}); {_READ} are read.")
+
+
+def _object_format(url: str) -> str:
+    """Of an object of an object store, of which only a TIFF is read by parts."""
+    file = open_object(url)
+    if file is None:
+        raise VolumeError(f"input not found: {url} (no such object, and none below it); check bucket and prefix.")
+    head = file.read(_HEAD_BYTES)
+    name = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
+    if name != "tiff":
+        what = "a picture" if name == "picture" else f"begins with {head[:8]!r}" if head else "it is empty"
+        raise VolumeError(
+            f"{url} is no TIFF ({what}); of single files only TIFF and SVS are read from object stores: copy it to this machine first."
+        )
+    return name
 
 
 def _folder_format(url: str, names: tuple[str, ...]) -> str:

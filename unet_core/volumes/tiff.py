@@ -8,15 +8,15 @@ import logging
 import threading
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unet_core.errors import ChunkError, VolumeError
+from unet_core.errors import ChunkError, InputError, VolumeError
 from unet_core.geometry import Box, Shape
-from unet_core.store import local_path
+from unet_core.store import is_remote, local_path
 from unet_core.volumes.protocol import (
     Channel,
     LaidOut,
@@ -30,8 +30,18 @@ from unet_core.volumes.protocol import (
     name_channels,
     rgb_channels,
 )
+from unet_core.volumes.range_file import RangeFile, open_object
 from unet_core.volumes.single_file import fingerprint
-from unet_core.volumes.tiff_pages import absent_segments, check_page, is_plain, map_planes, read_page, segment_shape
+from unet_core.volumes.tiff_pages import (
+    absent_segments,
+    bands,
+    check_page,
+    is_plain,
+    map_planes,
+    read_page,
+    read_rows,
+    segment_shape,
+)
 from unet_core.volumes.tiff_scale import channel_names, voxel_size_of
 
 # tifffile's letters: S samples, I and Q and R unnamed sequences (taken as sections when they are the only one).
@@ -44,13 +54,17 @@ def open_tiff(url: str, selection: Selection) -> Volume:
     Raises:
         VolumeError: if it cannot be read, or holds several images and none is named.
     """
-    path, level, series = local_path(url), selection.level, selection.series
+    level, series = selection.level, selection.series
+    ranges = open_object(url) if is_remote(url) else None
+    name = None if ranges is None else url.rpartition("/")[2]
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs of damaged files is told by the errors here
     try:
-        file = tifffile.TiffFile(path)
+        file = tifffile.TiffFile(local_path(url) if ranges is None else cast("IO[bytes]", ranges), name=name)
         every = file.series
     except PermissionError:
         raise VolumeError(f"permission denied: {url}.") from None
+    except InputError:  # of the object store
+        raise
     except Exception as error:  # tifffile raises every kind on damaged files
         raise VolumeError(f"{url} is not a readable TIFF: {type(error).__name__}: {error}.") from error
     if not every:
@@ -65,16 +79,22 @@ def open_tiff(url: str, selection: Selection) -> Volume:
     chosen = every[series or 0]
     if level >= len(chosen.levels):
         raise VolumeError(f"level {level} of {url} does not exist; it has levels 0 to {len(chosen.levels) - 1}.")
-    return TiffVolume(url, file, series or 0, selection)
+    return TiffVolume(url, file, series or 0, selection, ranges)
 
 
 class TiffVolume(LaidOut):
-    """One level of one series of a TIFF file; only the tiles or strips that meet a box are read."""
+    """One level of one series of a TIFF file; only the tiles or strips that meet a box are read.
 
-    def __init__(self, url: str, file: tifffile.TiffFile, number: int, selection: Selection) -> None:
+    Args:
+        ranges: the file, if it lies on an object store.
+    """
+
+    def __init__(
+        self, url: str, file: tifffile.TiffFile, number: int, selection: Selection, ranges: RangeFile | None = None
+    ) -> None:
         series, level = file.series[number], selection.level
         self._file, self._series, self._missing = file, series.levels[level], selection.missing
-        self._lock = threading.Lock()
+        self._lock, self._ranges = threading.Lock(), ranges
         self._file_axes = _axes(self._series.axes, self._series.shape, url)
         self._time = choose_time(selection.time, self._size("t"), url)
         self._channels = choose_channels(selection.channels, self._size("c"), url)
@@ -84,8 +104,9 @@ class TiffVolume(LaidOut):
         sizes = zip(self._series.axes, self._series.shape, strict=True)
         planes = prod(size for letter, size in sizes if letter not in self._in_page)
         # Large stacks of ImageJ have one page; their other planes follow it.
-        offset = self._series.dataoffset if len(self._series.pages) < planes else None
-        self._mapped = None if offset is None else map_planes(keyframe, offset, planes, url)
+        self._offset = self._series.dataoffset if len(self._series.pages) < planes else None
+        self._mapped = None if self._offset is None or ranges else map_planes(keyframe, self._offset, planes, url)
+        lies_plainly = self._offset is not None or is_plain(keyframe)
         axes = "".join(axis for axis in "czyx" if axis in self._file_axes)
         finest = voxel_size_of(file, number, axes.removeprefix("c"), url)
         shapes = [_canonical(_axes(entry.axes, entry.shape, url), entry.shape) for entry in series.levels]
@@ -114,8 +135,8 @@ class TiffVolume(LaidOut):
                 for step, whole, part in zip(here or (1.0,) * count, shapes[0][-count:], shapes[level][-count:], strict=True)
             ),
             levels=tuple(Level(number, lead + shape[-count:], size(shape)) for number, shape in enumerate(shapes)),
-            chunk_shape=((1,) if "z" in axes else ()) + segment_shape(keyframe),
-            is_mapped=self._mapped is not None or is_plain(keyframe),
+            chunk_shape=((1,) if "z" in axes else ()) + (bands(keyframe) if lies_plainly and ranges else segment_shape(keyframe)),
+            is_mapped=lies_plainly and ranges is None,
             channels=_named_channels(file, number, self._size("c"), self._channels, url) if "c" in axes else (),
         )
 
@@ -146,10 +167,12 @@ class TiffVolume(LaidOut):
         number = self._number(position)
         if self._mapped is not None:
             return np.array(self._mapped[number][(slice(None), *plane.slices())])
+        if self._offset is not None and self._ranges is not None:
+            return read_rows(self._series.keyframe, self._offset, number, plane, self._ranges, self.url)
         page = self._series.pages[number]
         if page is None:
             raise ChunkError(f"chunk page {number} is missing in {self.url}; the file is incomplete.")
-        return read_page(page, number, plane, self._missing, self.url, self._lock)
+        return read_page(page, number, plane, self._missing, self.url, self._lock, self._ranges)
 
     def _number(self, position: dict[str, int]) -> int:
         """Planes are numbered by the leading axes in C order."""
@@ -162,7 +185,7 @@ class TiffVolume(LaidOut):
     def missing_chunks(self, box: Box | None = None) -> tuple[str, ...]:
         whole = Box.from_shape(self.spatial_shape)
         box = whole if box is None else box.intersect(whole)
-        if self._mapped is not None or box.is_empty:
+        if self._offset is not None or box.is_empty:
             return ()
         sections = range(box.start[0], box.stop[0]) if "z" in self.spatial_axes else range(1)
         channels = (0,) if self._channels_in_page else self._channels
@@ -179,6 +202,8 @@ class TiffVolume(LaidOut):
 
     def fingerprint(self) -> dict[str, str]:
         """Of the file, and of the others over which its planes are spread."""
+        if self._ranges is not None:
+            return {"size": str(self._ranges.entry.size_bytes), "tag": self._ranges.entry.tag}
         paths = {local_path(self.url).resolve()}
         if "FileName=" in (self._file.ome_metadata or ""):
             paths |= {Path(page.parent.filehandle.path).resolve() for page in self._series.pages if page is not None}

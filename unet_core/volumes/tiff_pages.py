@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from unet_core.errors import ChunkError, VolumeError
 from unet_core.geometry import Box
+from unet_core.volumes.range_file import RangeFile
 
 MAX_SEGMENT_BYTES = 512 << 20
+_BAND_BYTES = 1 << 20
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 _PLAIN_CODECS = {1, 5, 8, 32773, 32946, 34925, 34926, 50000}  # none, LZW, deflate, packbits, LZMA, zstd: colours stay as stored
 
@@ -67,6 +69,12 @@ def segment_shape(keyframe: Any) -> tuple[int, int]:
     return int(min(keyframe.rowsperstrip, keyframe.imagelength)), int(keyframe.imagewidth)
 
 
+def bands(keyframe: Any) -> tuple[int, int]:
+    """Rows and columns of what is read at a time of voxels that lie plainly on an object store: about a megabyte of whole rows."""
+    row_bytes = keyframe.imagewidth * keyframe.samplesperpixel * keyframe.dtype.itemsize
+    return int(min(max(1, _BAND_BYTES // row_bytes), keyframe.imagelength)), int(keyframe.imagewidth)
+
+
 def is_plain(page: Any) -> bool:
     """Whether all voxels of a page lie in the file one after the other, as they are; a sparse page says so too, and has none."""
     return bool(page.is_final) and all(page.databytecounts)
@@ -108,7 +116,40 @@ def map_planes(page: Any, offset: int, count: int, url: str) -> NDArray[Any]:
     return mapped if separate else np.moveaxis(mapped, -1, 1)
 
 
-def read_page(page: Any, number: int, plane: Box, missing: Literal["error", "fill"], url: str, lock: Lock) -> NDArray[Any]:
+def read_rows(page: Any, offset: int, number: int, plane: Box, ranges: RangeFile, url: str) -> NDArray[Any]:
+    """Voxels of ``plane`` of the ``number``-th of the uncompressed planes that begin at ``offset``, (S, *plane.shape), as they lie there.
+
+    Raises:
+        ChunkError: if the file is too short for them.
+    """
+    keyframe = page.keyframe
+    samples, height, width = int(keyframe.samplesperpixel), int(keyframe.imagelength), int(keyframe.imagewidth)
+    dtype = np.dtype(keyframe.dtype).newbyteorder(page.parent.byteorder)
+    parts, voxel = (samples, 1) if keyframe.planarconfig == 2 else (1, samples)
+    lines = itertools.product(range(parts), range(plane.start[0], plane.stop[0]))
+    size = plane.shape[1] * voxel * dtype.itemsize
+    places = [
+        (offset + (((number * parts + part) * height + row) * width + plane.start[1]) * voxel * dtype.itemsize, size)
+        for part, row in lines
+    ]
+    data = b"".join(ranges.read_places(places))
+    if len(data) != size * len(places):
+        raise ChunkError(
+            f"chunk page {number} corrupt: {len(data)} of {size * len(places)} bytes in {url}; the file is truncated."
+        )
+    values = np.frombuffer(data, dtype).reshape(parts, *plane.shape, voxel)
+    return values[..., 0] if parts > 1 or voxel == 1 else np.moveaxis(values[0], -1, 0)
+
+
+def read_page(
+    page: Any,
+    number: int,
+    plane: Box,
+    missing: Literal["error", "fill"],
+    url: str,
+    lock: Lock,
+    ranges: RangeFile | None = None,
+) -> NDArray[Any]:
     """Voxels of ``plane`` on one page, (S, *plane.shape), in native byte order.
 
     Args:
@@ -118,32 +159,38 @@ def read_page(page: Any, number: int, plane: Box, missing: Literal["error", "fil
         missing: what absent tiles mean.
         url: for messages.
         lock: around the file, which has one position for all threads.
+        ranges: the file, if it lies on an object store.
 
     Raises:
         ChunkError: naming the tile or strip that is missing or damaged.
     """
     keyframe = page.keyframe
-    if is_plain(page):
+    if is_plain(page) and ranges is not None:
+        found = read_rows(page, page.dataoffsets[0], 0, plane, ranges, url)
+        values = np.array(found, dtype=keyframe.dtype.newbyteorder("="))
+    elif is_plain(page):
         try:
             found = map_planes(page, page.dataoffsets[0], 1, url)[0]
         except VolumeError as error:
             raise ChunkError(f"chunk page {number} corrupt: {error}") from error
         values = np.array(found[(slice(None), *plane.slices())], dtype=keyframe.dtype.newbyteorder("="))
     else:
-        values = _read_segments(page, number, plane, missing, url, lock)
+        values = _read_segments(page, number, plane, missing, url, lock, ranges)
     if keyframe.photometric == _MIN_IS_WHITE:
         values = ~values if values.dtype.kind == "b" else np.iinfo(values.dtype).max - values
     return values
 
 
-def _read_segments(page: Any, number: int, plane: Box, missing: str, url: str, lock: Lock) -> NDArray[Any]:
+def _read_segments(
+    page: Any, number: int, plane: Box, missing: str, url: str, lock: Lock, ranges: RangeFile | None
+) -> NDArray[Any]:
     keyframe = page.keyframe
     samples = keyframe.samplesperpixel
     out = np.zeros((samples, *plane.shape), dtype=keyframe.dtype.newbyteorder("="))
     separate = keyframe.planarconfig == 2 and samples > 1
-    for index in _segments(keyframe, plane):
-        with lock:
-            data = stored_segment(page, index, number, missing, url)
+    indices = list(_segments(keyframe, plane))
+    stored = _fetched(page, indices, number, missing, url, lock, ranges)
+    for index, data in zip(indices, stored, strict=True):
         if data is None:
             continue
         values, position, shape = _decode(page, data, index, number, url)
@@ -156,23 +203,47 @@ def _read_segments(page: Any, number: int, plane: Box, missing: str, url: str, l
     return out
 
 
+def _fetched(
+    page: Any, indices: list[int], number: int, missing: str, url: str, lock: Lock, ranges: RangeFile | None
+) -> Iterator[bytes | None]:
+    """Stored bytes of segments, in their order; those on an object store all at once."""
+    if ranges is None:
+        for index in indices:
+            with lock:
+                data = stored_segment(page, index, number, missing, url)
+            yield data
+        return
+    for index in indices:
+        _check_present(page, index, number, missing, url)
+    places = [(int(page.dataoffsets[index]), int(page.databytecounts[index])) for index in indices]
+    for index, (_, size), data in zip(indices, places, ranges.read_places(places), strict=True):
+        _check_whole(data, size, index, number, url)
+        yield data if size else None
+
+
+def _check_present(page: Any, index: int, number: int, missing: str, url: str) -> None:
+    if page.databytecounts[index] == 0 and missing == "error":
+        raise ChunkError(f"chunk tile {index} of page {number} is missing in {url}; use --missing fill to read it as background.")
+
+
+def _check_whole(data: bytes, size: int, index: int, number: int, url: str) -> None:
+    if len(data) != size:
+        raise ChunkError(
+            f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {url}; the file is truncated."
+        )
+
+
 def stored_segment(page: Any, index: int, number: int, missing: str, url: str) -> bytes | None:
     """Stored bytes of a segment; None for one that may be filled."""
+    _check_present(page, index, number, missing, url)
     if page.databytecounts[index] == 0:
-        if missing == "error":
-            raise ChunkError(
-                f"chunk tile {index} of page {number} is missing in {url}; use --missing fill to read it as background."
-            )
         return None
     size, file = page.databytecounts[index], page.parent.filehandle
     if file.closed:
         file.open()  # tifffile closes the other files of a set
     file.seek(page.dataoffsets[index])
     data: bytes = file.read(size)
-    if len(data) != size:
-        raise ChunkError(
-            f"chunk tile {index} of page {number} corrupt: {len(data)} of {size} bytes in {url}; the file is truncated."
-        )
+    _check_whole(data, size, index, number, url)
     return data
 
 
