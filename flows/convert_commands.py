@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from flows.options import Flag, Whole, WholeOrNone, numbers_of
+from flows.options import Flag, TimePoint, Whole, WholeOrNone, numbers_of
 from flows.printing import print_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def convert(
     ngff: Literal["0.5", "0.4"] = "0.5",
     series: WholeOrNone = None,
     level: Whole = 0,
-    time: WholeOrNone = None,
+    time: TimePoint = None,
     channels: str | None = None,
     voxel_size: str | None = None,
     levels_by: Literal["mean", "mode"] | None = None,
@@ -35,7 +35,7 @@ def convert(
         ngff: Version of OME-Zarr to write.
         series: Which image of a file with several.
         level: Resolution of the source that becomes the finest of the target.
-        time: Which time point of an image with several.
+        time: Which time point of an image with several, 0 the first; each gets a target of its own.
         channels: Which channels, in this order, e.g. 0,1,2; all unless told.
         voxel_size: Micrometres along (z,) y, x of the level that is converted, where the source does not say it or says it wrongly.
         levels_by: How coarser levels are made: by the mean of the voxels, or by the most frequent value, for ids and other labels; the

@@ -21,9 +21,17 @@ def _whole(type_: Any, tokens: Sequence[Any]) -> int:
     return int(text)
 
 
+def _time_point(type_: Any, tokens: Sequence[Any]) -> int:
+    try:
+        return _whole(type_, tokens)
+    except ValueError as error:
+        raise ValueError(f"{error}; one time point is taken at a time, 0 the first: run the command for each") from None
+
+
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Whole = Annotated[int, Parameter(converter=_whole)]
 WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
+TimePoint = Annotated[int | None, Parameter(converter=_time_point)]
 
 
 @Parameter(name="*")
@@ -41,8 +49,8 @@ class RunOptions:
     """Resolution of a pyramid; chosen by voxel size unless told."""
     series: WholeOrNone = None
     """Which image of a file with several."""
-    time: WholeOrNone = None
-    """Which time point of an image with several."""
+    time: TimePoint = None
+    """Which time point of an image with several, 0 the first; each gets an output of its own."""
     channels: str | None = None
     """Which channels the model sees, in its order, e.g. 0,1,2; all unless told."""
     voxel_size: str | None = None

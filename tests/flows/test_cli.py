@@ -372,6 +372,21 @@ def test_model_info_warns_of_a_network_that_reads_much_more_than_it_writes(
     assert "runs  in whole blocks" in out
 
 
+def test_one_time_point_is_taken_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    zarr.create_array(tmp_path / "t", data=textured((3, 1, 1, 20, 30)), dimension_names=[*"tczyx"])
+    segment = ("segment", tmp_path / "t", tmp_path / "out", "--model", make_model())
+    for command_ in (segment, ("convert", tmp_path / "t", tmp_path / "out")):
+        code, _, err = call(monkeypatch, capsys, *command_)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "has 3 time points; choose one with --time 0 to 2; each gets an output of its own." in err
+        code, _, err = call(monkeypatch, capsys, *command_, "--time", "all")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "'all' is no whole number; one time point is taken at a time, 0 the first: run the command for each" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_writes_an_image_that_segment_reads(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:

@@ -232,7 +232,9 @@ def choose_time(time: int | None, count: int, url: str) -> int:
         VolumeError: if there are several and none is named, or the named one does not exist.
     """
     if time is None and count > 1:
-        raise VolumeError(f"{url} has {count} time points; choose one with --time 0 to {count - 1}.")
+        raise VolumeError(
+            f"{url} has {count} time points; choose one with --time 0 to {count - 1}; each gets an output of its own."
+        )
     if time is not None and not 0 <= time < count:
         raise VolumeError(f"time point {time} of {url} does not exist; it has {count}.")
     return time or 0
