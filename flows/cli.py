@@ -63,7 +63,8 @@ def segment(image: str, output: str, options: RunOptions) -> int:
     """Segment an image; run it again to resume.
 
     Args:
-        image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
+        image: Slide (SVS, NDPI, MRXS, SCN, DICOM ..), TIFF, PNG, JPEG, OME-Zarr, Zarr, N5 or Neuroglancer precomputed: a path, or an s3:// URL
+            (not of pictures, nor of slides other than SVS).
         output: Where the OME-Zarr result goes.
     """
     as_flow = options.flow or settings.prefect_api_url() is not None
@@ -149,7 +150,8 @@ def plan(image: str, output: str, options: RunOptions) -> int:
     """Show what `segment` with the same arguments would do; runs and writes nothing.
 
     Args:
-        image: Slide, TIFF, PNG, Zarr array or OME-Zarr image; a path or s3:// URL.
+        image: Slide (SVS, NDPI, MRXS, SCN, DICOM ..), TIFF, PNG, JPEG, OME-Zarr, Zarr, N5 or Neuroglancer precomputed: a path, or an s3:// URL
+            (not of pictures, nor of slides other than SVS).
         output: Where the OME-Zarr result would go.
     """
     from flows.run import check_job

@@ -27,7 +27,10 @@ class SegmentationJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str = Field(title="Image", description="Path or s3:// URL of a slide, TIFF, PNG, Zarr array or OME-Zarr image.")
+    image: str = Field(
+        title="Image",
+        description="Path of a slide, TIFF, PNG, JPEG, OME-Zarr, Zarr, N5 or precomputed volume; s3:// URL of SVS, TIFF and all but files.",
+    )
     output: str = Field(title="Output", description="Where the OME-Zarr result goes; a new folder, or one to resume.")
     model: str = Field(title="Model", description="Folder or URL of a model package, or the name of a bundled model.")
     further_models: tuple[str, ...] = Field(
