@@ -22,9 +22,11 @@ from PIL import Image
 
 from tests.flows.test_viewers import CHROMIUM, screenshots
 from tests.unet_core.exports.conftest import DrawOutput, draw_output
+from tests.unet_core.exports.test_geojson import pyramid
 from unet_core import worker
-from unet_core.viewing.layers import view_of
+from unet_core.viewing.layers import View, view_of
 from unet_core.viewing.napari_window import _BINDINGS
+from unet_core.viewing.page import _transform
 
 assert draw_output  # a fixture
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,3 +170,26 @@ def test_napari_shows_the_same_layers_in_place(draw_output: DrawOutput) -> None:
         np.testing.assert_allclose(layer.scale, (0.5, 0.5))
         np.testing.assert_allclose(layer.translate, (0, 0))
     np.testing.assert_array_equal(np.asarray(model.layers["classes"].data), places((70, 90)))
+
+
+def test_an_image_of_which_a_coarser_level_was_segmented_lies_under_its_labels(draw_output: DrawOutput, tmp_path: Path) -> None:
+    napari = pytest.importorskip("napari.components")
+    from unet_core.viewing.napari_window import add_layers
+
+    image = pyramid(tmp_path, "tiff", (60, 64))
+    view = view_of(str(draw_output(places((30, 32)), image=image, level=1, voxel_size_um=(0.25, 0.25))))
+    shown, labels = view.layers
+    np.testing.assert_allclose(_transform(shown, _space(view)).matrix[1:, 1:], [[0.5, 0, 0], [0, 0.5, 0]])
+    np.testing.assert_allclose(_transform(labels, _space(view)).matrix, [[1, 0, 0], [0, 1, 0]])
+    model = napari.ViewerModel()
+    add_layers(model, view)
+    np.testing.assert_allclose(model.layers["image"].scale, (0.25, 0.25))
+    np.testing.assert_allclose(model.layers["classes"].scale, (0.5, 0.5))
+    # The centre of the first voxel of level 0 lies a quarter of a coarse one before that of the first coarse one.
+    np.testing.assert_allclose(model.layers["image"].translate, (-0.125, -0.125))
+
+
+def _space(view: View) -> Any:
+    import neuroglancer
+
+    return neuroglancer.CoordinateSpace(names=list(view.axes[::-1]), units="m", scales=list(view.scale[::-1]))
