@@ -12,11 +12,14 @@ demo: $(VENV)/.run-ready
 	$(BIN)/unet demo unet-demo
 	@echo "  next:    source $(BIN)/activate, then unet --help"
 
+# Files of tests side by side, as many as there are cores: each then computes on one.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .

@@ -376,6 +376,7 @@ print(peak - idle)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_block_of_instances_needs_no_more_than_planned(make_model: Maker, tmp_path: Path) -> None:
     """Of noise, which has as many parts as can be."""

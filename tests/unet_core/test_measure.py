@@ -272,6 +272,7 @@ print(peak - idle)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_measuring_needs_no_more_memory_than_planned(make_model: Maker, tmp_path: Path) -> None:
     """Of squares of 16 voxels, beside each other."""

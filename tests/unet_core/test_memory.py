@@ -70,6 +70,7 @@ print(peak - idle)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -87,6 +88,7 @@ def test_a_worker_needs_no_more_memory_than_planned_and_hardly_less(
     check_measured(tmp_path, make_model(**arguments), size, arguments.get("dims", 2), precision, "none", least=0.55)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", ["uint8", "float32"])
 def test_a_block_of_many_classes_that_runs_whole_needs_no_more_either(keep: str, make_model: Maker, tmp_path: Path) -> None:
@@ -94,6 +96,7 @@ def test_a_block_of_many_classes_that_runs_whole_needs_no_more_either(keep: str,
     check_measured(tmp_path, make_model(classes=20, base=2, padding="same"), 1536, 2, "float32", keep, block=768, least=0.4)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "size"),
@@ -111,6 +114,7 @@ def test_an_average_of_many_passes_needs_no_more_than_planned(
     check_measured(tmp_path, model, size, dims, "float32", "float32", least=0.4, symmetries="all", further=(other,))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(("keep", "block"), [("none", 256), ("float32", 0), ("float32", 128)])
 def test_a_block_of_many_sections_needs_no_more_than_planned(keep: str, block: int, make_model: Maker, tmp_path: Path) -> None:
@@ -118,6 +122,7 @@ def test_a_block_of_many_sections_needs_no_more_than_planned(keep: str, block: i
     check_measured(tmp_path, make_model(levels=4, base=8), 256, 3, "float32", keep, block=block, least=0.4)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_coarser_levels_made_meanwhile_need_no_more_either(make_model: Maker, tmp_path: Path) -> None:
     """Four blocks of many probabilities are read for each of theirs, and the next block is read and the last one written meanwhile."""
@@ -125,6 +130,7 @@ def test_coarser_levels_made_meanwhile_need_no_more_either(make_model: Maker, tm
     check_measured(tmp_path, model, 1536, 2, "float32", "float32", block=384, least=0.4, levels=True)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dims", "size", "arguments"), [(2, 3000, {"levels": 5, "base": 16}), (3, 160, {"levels": 3, "base": 8})]
