@@ -24,13 +24,14 @@ import zarr
 from tests.conftest import textured
 from tests.unet_core.test_footprint import one_pass
 from unet_core import inputs, ledger, sampling, worker
+from unet_core.audit import audit
 from unet_core.errors import ChunkError, GridError, JobError, LedgerError, ResumeError, VolumeError
 from unet_core.footprint import footprint
 from unet_core.geometry import BlockGrid, Box
 from unet_core.job import SegmentationJob, make_job
 from unet_core.model_package import load_model
 from unet_core.planning import resolve
-from unet_core.segment import audit, open_result, plan_run, prepare, read_status, run
+from unet_core.segment import open_result, plan_run, prepare, read_status, run
 from unet_core.store import open_store
 
 Maker = Callable[..., Path]
