@@ -29,6 +29,7 @@ from flows.printing import print_json, visible
 from flows.report_commands import report
 from flows.sample_commands import sample
 from flows.train_commands import train
+from flows.verify_commands import verify
 from flows.view_commands import view
 from unet_core import __version__
 
@@ -52,6 +53,7 @@ app.command(sample)
 app.command(convert)
 app.command(export_result, name="export")
 app.command(view)
+app.command(verify)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

@@ -59,14 +59,7 @@ def measure(
 
 
 def _count(output: str, regions: str) -> None:
-    import sys
-
+    from flows.progress import terminal_count
     from unet_core.region_table import measure_regions
 
-    shows = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shows:
-            print(f"\rregions: {done} of {total} blocks", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-    measure_regions(output, regions, show)
+    measure_regions(output, regions, terminal_count("regions", "blocks"))

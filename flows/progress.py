@@ -99,6 +99,15 @@ def terminal_progress(doing: str = "segmenting") -> tuple[Callable[[Snapshot], N
     return (lambda snapshot: bar.update(row, completed=snapshot.fraction, description=snapshot.sentence())), bar.stop
 
 
+def terminal_count(doing: str, unit: str) -> Callable[[int, int], None]:
+    """A line on a terminal that counts, for what takes no longer than reading; nothing otherwise."""
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{doing}: {done} of {total} {unit}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    return show if sys.stderr.isatty() else lambda done, total: None
+
+
 def training_progress() -> tuple[Callable[[StepReport], None], Callable[[], None]]:
     """The same for a training: a bar on a terminal, else a line now and then; every validation a line of its own."""
     if not sys.stderr.isatty():

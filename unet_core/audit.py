@@ -33,7 +33,7 @@ def audit(store: Store, plan: Plan, request: Request, records: list[Record], wit
     wrong = [f"{stage} block {index} has no record" for stage, index in lacking] + [text for _, text in damaged]
     if not wrong:
         return
-    units = [f"{stage} block {index}" for stage, index in dict.fromkeys([*lacking, *_made_from_all(plan, damaged)])]
+    units = [f"{stage} block {index}" for stage, index in dict.fromkeys([*lacking, *made_from_all(plan, damaged)])]
     raise LedgerError(
         f"Audit of {store.url} found {counted(len(wrong), 'fault')}: {_listed(wrong, '; ')}. "
         f"Run the same command once more; it computes {_listed(units, ', ')} again."
@@ -46,14 +46,14 @@ def withdraw_damaged(store: Store, plan: Plan, records: list[Record]) -> list[tu
     The coarser units that were made from them go first, so that one killed in between leaves nothing that counts and is wrong.
     """
     damaged = ledger.faults(store, records)
-    for stage, index in reversed(_made_from_all(plan, damaged)):
+    for stage, index in reversed(made_from_all(plan, damaged)):
         ledger.withdraw(store, stage, index)
     if damaged:
         store.delete(ledger.REPORT_KEY)
     return damaged
 
 
-def _made_from_all(plan: Plan, damaged: list[tuple[Record, str]]) -> list[tuple[str, int]]:
+def made_from_all(plan: Plan, damaged: list[tuple[Record, str]]) -> list[tuple[str, int]]:
     """Damaged units and all that was made from them, each once, in the order of their stages."""
     stages = plan.stages
     units = {unit for record, _ in damaged for unit in made_from(stages, record.stage, record.index)}

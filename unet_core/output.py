@@ -90,7 +90,7 @@ def _folder_names(named: list[tuple[str, int]], taken: list[str] | None = None) 
 
 def create_output(store: Store, plan: Plan) -> None:
     """Put the metadata of every group and array; doing it again changes nothing."""
-    for key, data in _metadata(plan).items():
+    for key, data in documents(plan).items():
         store.put(key, data)
 
 
@@ -132,16 +132,17 @@ def _layout(plan: Plan, image: ImagePlan, level: int) -> shards.ShardLayout:
     )
 
 
-def _metadata(plan: Plan) -> dict[str, bytes]:
-    documents: dict[str, bytes] = {}
+def documents(plan: Plan) -> dict[str, bytes]:
+    """Metadata of every group and array, by key."""
+    made: dict[str, bytes] = {}
     label_names = [image.path.removeprefix("labels/") for image in plan.all_images if image.kind in ("labels", "instances")]
-    documents |= _group(plan, "labels", {"labels": label_names})
+    made |= _group(plan, "labels", {"labels": label_names})
     if any(image.head for image in plan.images):
-        documents |= _group(plan, "heads", {})
+        made |= _group(plan, "heads", {})
     for image in plan.all_images:
         for level in range(len(plan.levels)):
             for key, data in shards.metadata(_layout(plan, image, level)).items():
-                documents[f"{image.array_path(level)}/{key}"] = data
+                made[f"{image.array_path(level)}/{key}"] = data
         attributes: dict[str, Any] = {"multiscales": [_multiscale(plan, image)]}
         if image.kind in ("labels", "instances"):
             attributes["image-label"] = image_label(plan, image, plan.ngff)
@@ -149,8 +150,8 @@ def _metadata(plan: Plan) -> dict[str, bytes]:
             attributes["omero"] = {
                 "channels": _head_channels(image, image.head) if image.head else _display_channels(plan, image)
             }
-        documents |= _group(plan, image.path, attributes)
-    return documents
+        made |= _group(plan, image.path, attributes)
+    return made
 
 
 def _group(plan: Plan, path: str, attributes: dict[str, Any]) -> dict[str, bytes]:

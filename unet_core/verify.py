@@ -1,0 +1,102 @@
+"""Whether an output still is what its ledger says, read voxel by voxel; and how it becomes so again. Computes nothing.
+
+Reads everything; ``unet status`` asks the ledger alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unet_core import ledger, output
+from unet_core.audit import made_from_all, withdraw_damaged
+from unet_core.ledger import Record
+from unet_core.places import check_location, check_writable
+from unet_core.plan import Plan
+from unet_core.resume import wanted_records, wanted_units
+from unet_core.store import Store, open_store
+
+_AT_ONCE = 64  # records that are read between two words of progress
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Args:
+        url: of the output.
+        state: ``intact``: all that was asked for is there, as it was written, and was marked complete; ``damaged``: something is not; or
+            ``unfinished``: nothing is damaged, but units are still to be computed, or the audit has not been made.
+        units: done and wanted; of these, damaged ones count as done unless they were repaired.
+        objects: stored ones that were read.
+        size_bytes: of these.
+        faults: one sentence each.
+        again: units that the next run computes again since they are damaged or made from what is; of a repair alone.
+    """
+
+    url: str
+    state: str
+    units: tuple[int, int]
+    objects: int
+    size_bytes: int
+    faults: list[str]
+    again: list[str]
+
+
+def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Hash every stored object and compare it with its record; find what is missing.
+
+    Args:
+        url: of an output.
+        repair: take back the records of what is damaged and of all that was made from it, and write the metadata anew, so that the next
+            run of the same command computes these units and no others.
+        show: is told how many records were read, of how many.
+
+    Raises:
+        ResumeError: if it is not an output of this program.
+    """
+    check_location("output", url)
+    store = open_store(url)
+    plan, request = ledger.read_plan(store), ledger.read_request(store)
+    if repair:
+        check_writable(url)
+    records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
+    wanted = sum(1 for stage in plan.stages for _ in wanted_units(plan, request, stage))
+    damaged: list[tuple[Record, str]] = []
+    for begin in range(0, len(records), _AT_ONCE):
+        damaged += ledger.faults(store, records[begin : begin + _AT_ONCE])
+        show(min(begin + _AT_ONCE, len(records)), len(records))
+    faults = _faulty_metadata(store, plan) + [text for _, text in damaged]
+    is_marked = ledger.is_complete(store, request)
+    if is_marked and len(records) < wanted:
+        faults.append(f"{wanted - len(records)} of {wanted} records are gone or cannot be read, although the run was complete")
+    again: list[tuple[str, int]] = []
+    if repair and faults:
+        store.delete(ledger.COMPLETE_KEY)
+        output.create_output(store, plan)
+        withdraw_damaged(store, plan, [record for record, _ in damaged])
+        again = made_from_all(plan, damaged)
+    stored = [shard for record in records for shard in record.objects if not shard.empty]
+    finished = is_marked and len(records) == wanted
+    return Verification(
+        url=url,
+        state="damaged" if faults else "intact" if finished else "unfinished",
+        units=(sum((record.stage, record.index) not in again for record in records), wanted),
+        objects=len(stored),
+        size_bytes=sum(shard.size_bytes for shard in stored),
+        faults=faults,
+        again=[f"{stage} block {index}" for stage, index in again],
+    )
+
+
+def _faulty_metadata(store: Store, plan: Plan) -> list[str]:
+    faults = []
+    for key, data in output.documents(plan).items():
+        try:
+            if store.get(key) != data:
+                faults.append(f"{key} is not as this release writes it")
+        except OSError as error:
+            faults.append(
+                f"{key} is missing" if isinstance(error, FileNotFoundError) else f"{key} cannot be read ({error.strerror})"
+            )
+    return faults
