@@ -76,8 +76,14 @@ class RunOptions:
     """CPU threads of one forward pass."""
     probabilities: Literal["none", "uint8", "float32"] = "none"
     """Keep the probabilities too."""
-    instances: Literal["none", "components"] = "none"
-    """Give every object an id of its own: connected voxels of one class."""
+    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance"] = "none"
+    """Give every object an id of its own: connected voxels of one class, or these divided where they are narrow (watershed), where the
+    class is improbable, or where a distance head says so; the last two need --probabilities."""
+    depth: float | None = None
+    """Of watersheds: how much an object rises above the way to the next one: in micrometre where the voxel size is known (watershed; one
+    voxel), in probability (boundary-watershed; 0.1), in -1..1 (learnt-distance; 0.2)."""
+    reach: float | None = None
+    """Of watershed: up to which distance to the background it looks; 64 voxels in 2D, 32 in 3D."""
     instances_of: str | None = None
     """The region whose objects get ids, of a model with several overlapping ones."""
     connectivity: Whole = 1
@@ -136,6 +142,8 @@ class RunOptions:
             "threads",
             "probabilities",
             "instances",
+            "depth",
+            "reach",
             "instances_of",
             "connectivity",
             "min_voxels",

@@ -13,12 +13,14 @@ from unet_core.errors import FootprintError, GridError, MemoryBudgetError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
+from unet_core.instances_plan import InstancesPlan
 from unet_core.job import SegmentationJob
-from unet_core.memory import GIB, instance_bytes, measure_bytes
+from unet_core.memory import GIB, hills_bytes, instance_bytes, measure_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import read_box_of
 from unet_core.plan import ITEM_BYTES, ImagePlan
+from unet_core.postprocess.neighbours import steps_forward
 from unet_core.schedule import check_streams
 from unet_core.sections import choose_depth, thinner
 from unet_core.streaming import AXIS
@@ -54,7 +56,12 @@ COPIES = 5
 
 
 def choose_blocks(
-    job: SegmentationJob, ensemble: Ensemble, source: Source, images: tuple[ImagePlan, ...], device: str
+    job: SegmentationJob,
+    ensemble: Ensemble,
+    source: Source,
+    images: tuple[ImagePlan, ...],
+    device: str,
+    instances: InstancesPlan | None = None,
 ) -> tuple[Shape, int | None, int]:
     """Shape of the blocks, rows of a strip (None for whole blocks at once), and the bytes that a worker needs for one.
 
@@ -80,8 +87,8 @@ def choose_blocks(
         read = read_box_of(ensemble.passes, Box.from_shape(shape), image_shape).shape
         for strip in strips or (None,):
             needed = _needed(memory, source, images, shape, read, strip)
-            if job.instances != "none":
-                needed = max(needed, objects_bytes(memory, source, images, shape, read, job.measure))
+            if instances is not None:
+                needed = max(needed, objects_bytes(memory, source, images, shape, read, instances, job.measure))
             if needed <= allowed:
                 return shape, strip, needed
     raise MemoryBudgetError(
@@ -187,10 +194,22 @@ def _needed(
 
 
 def objects_bytes(
-    memory: PassMemory, source: Source, images: tuple[ImagePlan, ...], shape: Shape, read: Shape, measured: bool
+    memory: PassMemory,
+    source: Source,
+    images: tuple[ImagePlan, ...],
+    shape: Shape,
+    read: Shape,
+    instances: InstancesPlan,
+    measured: bool,
 ) -> int:
     """Of the stages that number and measure the objects of a block, in a process that keeps its networks, and chunks of the image."""
     needed = instance_bytes(shape)
+    if instances.ahead is not None and instances.halo is not None:
+        read_around = tuple(size + 2 * more + 1 for size, more in zip(shape, instances.halo, strict=True))
+        land = tuple(size + 2 * instances.ahead + 1 for size in shape)
+        steps = len(steps_forward(len(shape), instances.connectivity))
+        of_heights = sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images if image.path == instances.heights)
+        needed = max(needed, hills_bytes(land, read_around, steps, of_heights))
     if measured:
         seen = [image for image in images if image.kind in ("labels", "probabilities")]
         stored = sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in seen)

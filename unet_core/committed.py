@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from unet_core import ledger, output
@@ -24,11 +25,21 @@ def read_voxels(
     Raises:
         LedgerError: if a unit that is wanted has no record, or its objects are not what was written.
     """
-    stored: dict[str, bytes] = {}
     folders = tuple(f"{image.array_path(stage.level)}/" for image in images)
-    for number in stage.grid.touching(box):
-        stored |= read_objects(store, plan, request, stage, number, folders)
-    return [output.decode_shards(plan, image, stage.level, stored, box) for image in images]
+    numbers = list(stage.grid.touching(box))
+    if len(numbers) == 1:
+        stored = read_objects(store, plan, request, stage, numbers[0], folders)
+        return [output.decode_shards(plan, image, stage.level, stored, box) for image in images]
+    voxels: list[NDArray[Any]] = [
+        np.zeros((*((image.channels,) if image.channels else ()), *box.shape), dtype=image.dtype) for image in images
+    ]
+    for number in numbers:  # one after the other: of blocks that are wider than what is wanted of them, few bytes are held
+        part = stage.grid.block(number).intersect(box)
+        stored = read_objects(store, plan, request, stage, number, folders)
+        place: tuple[Any, ...] = (Ellipsis, *part.shift(tuple(-first for first in box.start)).slices())
+        for image, values in zip(images, voxels, strict=True):
+            values[place] = output.decode_shards(plan, image, stage.level, stored, part)
+    return voxels
 
 
 def read_objects(

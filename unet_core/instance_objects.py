@@ -1,6 +1,7 @@
 """What the stages that make instances store beside the images: parts of each block, and what they were joined to. Knows the ledger.
 
 .unet/instances/parts/BLOCK.npz     what joining needs of one block
+.unet/instances/hills/BLOCK.zst     part of each voxel of one block, uint32; of watersheds alone, components are numbered again
 .unet/instances/ids/GROUP.npz       the id of every part, of so many consecutive blocks that a worker reads few objects and holds little
 .unet/instances/joined.npz          label and size of every instance
 """
@@ -15,6 +16,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
+from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from unet_core import ledger
@@ -23,7 +25,7 @@ from unet_core.committed import read_objects
 from unet_core.errors import LedgerError
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.postprocess.block_parts import BlockParts
+from unet_core.postprocess.block_parts import BlockParts, Slopes
 from unet_core.postprocess.joining import Joined
 from unet_core.stages import JOIN_STAGE, PARTS_STAGE
 from unet_core.store import Store
@@ -33,6 +35,8 @@ GROUP = 256  # blocks whose ids are one object; part of the bytes of an output
 _FOLDER = f"{ledger.FOLDER}/instances"
 _JOINED_KEY = f"{_FOLDER}/joined.npz"
 _PART_FIELDS = ("first", "size", "value", "before", "after")
+_SLOPE_FIELDS = ("tops", "one", "other", "heights", "ties")
+_ZSTD = {"level": 1, "checksum": True}
 _READERS, _READ_AHEAD = 16, 64
 _OPENING = Lock()
 _opened: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}  # the group of ids that this process used last, for its next block
@@ -49,8 +53,27 @@ class Instances:
 
 
 def packed_parts(index: int, parts: BlockParts) -> dict[str, bytes]:
-    """The object of a unit of stage ``parts``."""
-    return {_parts_key(index): write_arrays({name: getattr(parts, name) for name in _PART_FIELDS})}
+    """The object of a unit of stage ``parts`` that says what joining needs."""
+    arrays = {name: getattr(parts, name) for name in _PART_FIELDS}
+    if parts.slopes is not None:
+        arrays |= {name: getattr(parts.slopes, name) for name in _SLOPE_FIELDS}
+    return {_parts_key(index): write_arrays(arrays)}
+
+
+def packed_hills(index: int, own_parts: NDArray[np.uint32]) -> dict[str, bytes]:
+    """The object of a unit of stage ``parts`` that holds the part of each voxel of its block."""
+    return {_hills_key(index): Zstd(**_ZSTD).encode(own_parts.astype("<u4", copy=False))}
+
+
+def read_hills(store: Store, plan: Plan, request: Request, index: int) -> NDArray[np.uint32]:
+    """The part of each voxel of a block.
+
+    Raises:
+        LedgerError: if they are not there.
+    """
+    key, stage = _hills_key(index), plan.stage(PARTS_STAGE)
+    data = read_objects(store, plan, request, stage, index, (key,))[key]
+    return np.frombuffer(Zstd(**_ZSTD).decode(data), dtype="<u4").reshape(stage.grid.block(index).shape)
 
 
 def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int]) -> Iterator[tuple[int, BlockParts]]:
@@ -60,17 +83,20 @@ def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int
         LedgerError: if one is not there, or not as this release writes it.
     """
 
+    has_slopes = plan.instances is not None and plan.instances.depth is not None
+
     def read(index: int) -> BlockParts:
         key = _parts_key(index)
         arrays = read_arrays(read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,))[key])
         try:
             first, size, value, before, after = (arrays[name] for name in _PART_FIELDS)
+            slopes = Slopes(*(arrays[name] for name in _SLOPE_FIELDS)) if has_slopes else None
         except KeyError as error:
             raise LedgerError(
                 f"Object {key} is of another release, it has no {error}; delete {ledger.FOLDER}/ledger/{PARTS_STAGE} in {store.url} and "
                 "run the same command again."
             ) from None
-        return BlockParts(first, size, value, before, after)
+        return BlockParts(first, size, value, before, after, slopes)
 
     return _read_ahead(read, indices)
 
@@ -123,6 +149,10 @@ def read_ids(store: Store, plan: Plan, request: Request, index: int) -> tuple[ND
 
 def _parts_key(index: int) -> str:
     return f"{_FOLDER}/parts/{index:08d}.npz"
+
+
+def _hills_key(index: int) -> str:
+    return f"{_FOLDER}/hills/{index:08d}.zst"
 
 
 def _ids_key(index: int) -> str:

@@ -1,7 +1,7 @@
 """What units of the stages that make instances compute, from what is committed before them. Knows the ledger, no network.
 
-labels of a block ---> its parts ---\\
-labels of a block ---> its parts -----> join: the id of every part ---> ids of a block
+labels (and heights) of a block ---> its parts ---\\
+labels (and heights) of a block ---> its parts -----> join: the id of every part ---> ids of a block
 """
 
 from __future__ import annotations
@@ -13,11 +13,22 @@ from unet_core import ledger
 from unet_core.committed import read_voxels
 from unet_core.errors import LedgerError
 from unet_core.geometry import Box
-from unet_core.instance_objects import packed_joined, packed_parts, read_ids, read_joined, read_parts
+from unet_core.instance_objects import (
+    packed_hills,
+    packed_joined,
+    packed_parts,
+    read_hills,
+    read_ids,
+    read_joined,
+    read_parts,
+)
+from unet_core.instances_plan import InstancesPlan
 from unet_core.ledger import Request
-from unet_core.plan import InstancesPlan, Plan
+from unet_core.plan import Plan
 from unet_core.postprocess.block_parts import describe_parts, mark_of, own_part, own_voxels, seen_box
 from unet_core.postprocess.blockwise import label_parts
+from unet_core.postprocess.blockwise_watershed import describe_hills, land_box
+from unet_core.postprocess.distance import distance_within
 from unet_core.postprocess.joining import Joiner
 from unet_core.resume import wanted_units
 from unet_core.stages import JOIN_STAGE, PARTS_STAGE, SEGMENT_STAGE
@@ -27,19 +38,25 @@ __all__ = ["instance_values", "joined_objects", "parts_objects", "read_joined"]
 
 
 def parts_objects(store: Store, plan: Plan, request: Request, index: int) -> dict[str, bytes]:
-    """The object of a unit of stage ``parts``: what joining needs of one block."""
-    own = plan.stage(PARTS_STAGE).grid.block(index)
-    labels, parts = _labelled(store, plan, request, own)
-    return packed_parts(index, describe_parts(labels, parts, own, plan.levels[0].shape))
+    """The objects of a unit of stage ``parts``: what joining needs of one block, and of a watershed its voxels."""
+    own, shape, options = plan.stage(PARTS_STAGE).grid.block(index), plan.levels[0].shape, _options(plan)
+    if options.depth is None or options.ahead is None:
+        labels, parts = _labelled(store, plan, request, own)
+        return packed_parts(index, describe_parts(labels, parts, own, shape))
+    labels, heights = _landscape(store, plan, request, land_box(own, shape, options.ahead))
+    hills, described = describe_hills(
+        labels, heights, own, shape, depth=options.depth, connectivity=options.connectivity, ahead=options.ahead
+    )
+    return packed_parts(index, described) | packed_hills(index, hills)
 
 
 def joined_objects(store: Store, plan: Plan, request: Request) -> dict[str, bytes]:
     """The objects of the one unit of stage ``join``: the id of every part of every block, and label and size of every instance."""
-    stage = plan.stage(PARTS_STAGE)
-    joiner = Joiner(stage.grid)
+    stage, options = plan.stage(PARTS_STAGE), _options(plan)
+    joiner = Joiner(stage.grid, options.depth)
     for index, parts in read_parts(store, plan, request, wanted_units(plan, request, stage)):
         joiner.add(index, parts)
-    return packed_joined(joiner.join(_options(plan).min_voxels))
+    return packed_joined(joiner.join(options.min_voxels))
 
 
 def instance_values(store: Store, plan: Plan, request: Request, index: int) -> NDArray[np.uint64]:
@@ -48,11 +65,14 @@ def instance_values(store: Store, plan: Plan, request: Request, index: int) -> N
     Raises:
         LedgerError: if its parts are no longer those that were joined.
     """
-    own = plan.stage(PARTS_STAGE).grid.block(index)
-    _, seen = _labelled(store, plan, request, own)
+    own, options = plan.stage(PARTS_STAGE).grid.block(index), _options(plan)
     ids, mark = read_ids(store, plan, request, index)
-    parts = own_part(seen, own)
-    if seen.max(initial=0) != len(ids) or mark_of(*own_voxels(parts, len(ids), own, plan.levels[0].shape)) != mark:
+    if options.depth is None:
+        _, seen = _labelled(store, plan, request, own)
+        parts, count = own_part(seen, own), int(seen.max(initial=0))
+    else:
+        parts, count = read_hills(store, plan, request, index), len(ids)
+    if count != len(ids) or mark_of(*own_voxels(parts, count, own, plan.levels[0].shape)) != mark:
         raise LedgerError(
             f"The parts of block {index} are not those that were joined: another version of connected-components-3d numbers them otherwise. "
             f"Delete {ledger.FOLDER}/ledger/{PARTS_STAGE} and {ledger.FOLDER}/ledger/{JOIN_STAGE} in {store.url} and run the same "
@@ -63,11 +83,38 @@ def instance_values(store: Store, plan: Plan, request: Request, index: int) -> N
 
 def _labelled(store: Store, plan: Plan, request: Request, own: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Labels and numbered parts of what a block sees."""
-    options = _options(plan)
-    images = tuple(image for image in plan.images if image.path == options.labels)
-    seen = seen_box(own, plan.levels[0].shape)
-    (labels,) = read_voxels(store, plan, request, plan.stage(SEGMENT_STAGE), images, seen)
-    return labels, label_parts(labels, options.connectivity)
+    labels = _labels(store, plan, request, seen_box(own, plan.levels[0].shape))
+    return labels, label_parts(labels, _options(plan).connectivity)
+
+
+def _landscape(store: Store, plan: Plan, request: Request, land: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Labels and heights of a box."""
+    options, image = _options(plan), plan.height_image
+    if options.reach is not None and options.ahead is not None and options.halo is not None:
+        further = tuple(more - options.ahead for more in options.halo)
+        around = land.grow(further, further).intersect(Box.from_shape(plan.levels[0].shape))
+        labels = _labels(store, plan, request, around)
+        inside = land.shift(tuple(-first for first in around.start)).slices()
+        heights = distance_within(labels, options.reach, plan.scale)
+        return np.ascontiguousarray(labels[inside]), np.ascontiguousarray(heights[inside])
+    assert image is not None
+    labels = _labels(store, plan, request, land)
+    (values,) = read_voxels(store, plan, request, plan.stage(SEGMENT_STAGE), (image,), land)
+    if image.kind == "head":
+        return labels, values[0]
+    heights = np.zeros(land.shape, dtype=np.float32)
+    for entry, probabilities in zip(plan.model.classes, values, strict=True):
+        if entry.value:
+            np.copyto(heights, probabilities, where=labels == entry.value)
+    if image.dtype == "uint8":
+        heights /= np.float32(255)
+    return labels, heights
+
+
+def _labels(store: Store, plan: Plan, request: Request, box: Box) -> NDArray[np.uint8]:
+    images = tuple(image for image in plan.images if image.path == _options(plan).labels)
+    (labels,) = read_voxels(store, plan, request, plan.stage(SEGMENT_STAGE), images, box)
+    return labels
 
 
 def _options(plan: Plan) -> InstancesPlan:

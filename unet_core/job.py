@@ -123,10 +123,27 @@ class SegmentationJob(BaseModel):
         "none", title="Probabilities", description="Keep the probabilities too; uint8 stores them with an error of at most 1/510."
     )
     ngff: Literal["0.5", "0.4"] = Field("0.5", title="OME-Zarr version", description="0.5 (Zarr v3, sharded) or 0.4 (Zarr v2).")
-    instances: Literal["none", "components"] = Field(
+    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance"] = Field(
         "none",
         title="Instances",
-        description="Give every object an id of its own: components are the connected voxels of one class.",
+        description="Give every object an id of its own: components are the connected voxels of one class; watersheds divide what touches, "
+        "where it is narrow (watershed), where the class is improbable (boundary-watershed), or where a distance head says so "
+        "(learnt-distance). The last two need probabilities to be kept.",
+    )
+    depth: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        title="Depth",
+        description="Of watersheds: how much an object rises above the way to the next, in micrometre where the voxel size is known (watershed, "
+        "one voxel unless told), in probability (0.1), or in -1..1 (learnt-distance, 0.2).",
+    )
+    reach: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        title="Reach",
+        description="Of watershed: up to which distance to the background it looks, in the same unit; 64 voxels in 2D and 32 in 3D unless told.",
     )
     instances_of: str | None = Field(
         None, title="Instances of", description="The region whose objects get ids, of a model with several overlapping ones."

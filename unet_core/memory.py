@@ -18,6 +18,10 @@ _STRIP_OVERHEAD = 1.6
 _FIXED_BYTES = 72 << 20
 _LEFTOVER = 2  # bytes for each weight: parts of the memory of loading that nothing else fits into
 _INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, and four copies and a half of an id
+_HILL_BYTES = (
+    75  # a voxel: label, height, its way up and its hill, and of passes in one direction both sides, their owners and rank
+)
+_DISTANCE_BYTES = 24  # a voxel: label, and squared distance along the axes, forwards and backwards
 _MEASURE_BYTES = 28  # a voxel: ids twice, and what tells the borders of objects
 _MEASURE_VOXELS = (
     16  # of an object, on the average, at least; where smaller ones fill a block, more memory is needed than planned
@@ -57,6 +61,19 @@ def weight_bytes(parameters: int, element_bytes: int = 4) -> int:
 def instance_bytes(block_shape: Shape) -> int:
     """Bytes that a block of instances needs: labels, numbered parts, ids, and what encoding holds of these."""
     return prod(block_shape) * _INSTANCE_BYTES + _FIXED_BYTES
+
+
+def hills_bytes(land_shape: Shape, read_shape: Shape, steps: int, stored_bytes: int) -> int:
+    """Bytes that the hills of a block need, even of noise, where nearly every pair of neighbours is a pass.
+
+    Args:
+        land_shape: of what is climbed.
+        read_shape: of what labels are read of, for distances.
+        steps: to half of a voxel's neighbours.
+        stored_bytes: a voxel, of the image that the heights are read from.
+    """
+    climbing = prod(land_shape) * (_HILL_BYTES + 4 * steps + stored_bytes)
+    return max(climbing, prod(read_shape) * _DISTANCE_BYTES) + _FIXED_BYTES
 
 
 def measure_bytes(block_shape: Shape, image_bytes: int, stored_bytes: int, channels: int, classes: int) -> int:

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from unet_core.geometry import Box, Shape
+from unet_core.instances_plan import InstancesPlan
 from unet_core.normalisation import Normalisation
 from unet_core.stages import Stage, stages_of
 from unet_core.symmetries import SYMMETRIES, SymmetrySet
@@ -137,22 +138,6 @@ class ImagePlan(_Record):
         return f"{self.path}/{level}".lstrip("/")
 
 
-class InstancesPlan(_Record):
-    """How objects get ids.
-
-    Args:
-        method: ``components``: connected voxels of one class.
-        labels: path of the label image that they are made of.
-        connectivity: how many axes a step to a neighbour may change.
-        min_voxels: smaller ones are left out.
-    """
-
-    method: Literal["components"] = "components"
-    labels: str
-    connectivity: int = Field(ge=1, le=3)
-    min_voxels: int = Field(ge=1)
-
-
 class Plan(_Record):
     """Everything that decides the bytes of the result, and nothing else.
 
@@ -229,6 +214,12 @@ class Plan(_Record):
             raise _unfit(
                 f"connectivity {self.instances.connectivity} should be at most the number of axes of '{self.spatial_axes}'"
             )
+        if self.instances and self.instances.halo and len(self.instances.halo) != dims:
+            raise _unfit(f"a halo of {self.instances.halo} should have one number for each of the axes '{self.spatial_axes}'")
+        if self.instances and self.instances.heights is not None and self.height_image is None:
+            raise _unfit(
+                f"{self.instances.method} should have its heights in an image of the plan, there is no {self.instances.heights}"
+            )
         if self.measure and not self.instances:
             raise _unfit("a plan that measures should have instances")
         for other in self.further_models:
@@ -265,7 +256,17 @@ class Plan(_Record):
     def stages(self) -> tuple[Stage, ...]:
         """Segmentation first, then one stage for each coarser level, then those of the instances and their table."""
         levels = [(level.shape, level.factor) for level in self.levels]
-        return stages_of(levels, self.block_shape, self.instances is not None, self.measure is not None)
+        halo = self.instances.halo if self.instances else None
+        return stages_of(levels, self.block_shape, self.instances is not None, self.measure is not None, halo)
+
+    @property
+    def height_image(self) -> ImagePlan | None:
+        """The image whose values are the heights of a watershed."""
+        kind = {"boundary-watershed": "probabilities", "learnt-distance": "head"}.get(
+            self.instances.method if self.instances else ""
+        )
+        found = (image for image in self.images if self.instances and image.path == self.instances.heights)
+        return next((image for image in found if image.kind == kind), None)
 
     @property
     def instance_image(self) -> ImagePlan | None:

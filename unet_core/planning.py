@@ -15,6 +15,7 @@ from unet_core.errors import VolumeError
 from unet_core.foreground.asked import apply_masks
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.geometry import Box, Shape
+from unet_core.instances_plan import InstancesPlan
 from unet_core.job import SegmentationJob, check_places, parse_box
 from unet_core.ledger import Request
 from unet_core.memory import GIB
@@ -126,14 +127,14 @@ def resolve(job: SegmentationJob) -> Planned:
     lead = len(shape) - ensemble.dims  # 1 in a stack that is seen section by section: nothing lies around a section along z
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
     images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead), job.instances != "none")
-    instances = plan_instances(job, images, classes, len(shape))
+    instances = plan_instances(job, description, images, classes, opened.scale)
     tile_shape: Shape | None = None
     strip: int | None = None
     if ensemble.whole_box:
         most = output.images_of(kind, classes, "float32", description.other_heads)
-        block_shape, tile_shape, memory = _whole_tiles(job, ensemble, source, images, most)
+        block_shape, tile_shape, memory = _whole_tiles(job, ensemble, source, images, most, instances)
     else:
-        block_shape, strip, memory = choose_blocks(job, ensemble, source, images, device)
+        block_shape, strip, memory = choose_blocks(job, ensemble, source, images, device, instances)
     wanted = [parse_box(text, shape) for text in job.roi]
     regions = wanted or [Box.from_shape(shape)]
     check_size(job.output, 2 * sum(box.voxel_count for box in regions))  # at least, and before absurdly many chunks are listed
@@ -237,10 +238,13 @@ def _instances(plan: Plan) -> dict[str, str]:
     if plan.instances is None:
         return {}
     asked = plan.instances
-    return {
-        "instances": f"{asked.method} of {asked.labels}, connectivity {asked.connectivity}, from {asked.min_voxels} voxels on"
-        + (", measured" if plan.measure else "")
-    }
+    text = f"{asked.method} of {asked.labels}, connectivity {asked.connectivity}, from {asked.min_voxels} voxels on"
+    if asked.depth is not None:
+        text += f"; hills rise {asked.depth:.4g}" + (
+            f", distances to {asked.reach:.4g}" if asked.reach else f", of {asked.heights or '/'}"
+        )
+        text += f"; blocks read {asked.halo} voxels around"
+    return {"instances": text + (", measured" if plan.measure else "")}
 
 
 def _averaging(plan: Plan) -> dict[str, str]:
@@ -287,13 +291,19 @@ def _normalised_together(ensemble: Ensemble) -> list[str]:
 
 
 def _whole_tiles(
-    job: SegmentationJob, ensemble: Ensemble, source: inputs.Source, images: tuple[ImagePlan, ...], most: tuple[ImagePlan, ...]
+    job: SegmentationJob,
+    ensemble: Ensemble,
+    source: inputs.Source,
+    images: tuple[ImagePlan, ...],
+    most: tuple[ImagePlan, ...],
+    instances: InstancesPlan | None,
 ) -> tuple[Shape, Shape, int]:
     """Block shape and tile shape, and the bytes that one tile, the finished block around it and the blocks beside it need.
 
     Args:
         images: that the job keeps.
         most: that any job of this model would keep.
+        instances: that are made of them.
     """
     dims, shape, passes = ensemble.dims, source.spatial_shape, ensemble.passes
     lead = (1,) * (len(shape) - dims)
@@ -314,11 +324,11 @@ def _whole_tiles(
 
     def finished_bytes(block: Shape) -> int:
         finished = prod(block) * voxel_bytes(images)
-        if job.instances == "none":
+        if instances is None:
             return finished
         read = read_box_of(passes, Box.from_shape(block), shape).shape
         return max(
-            finished, objects_bytes(memory, source, images, block, read, job.measure) - kept - needed
+            finished, objects_bytes(memory, source, images, block, read, instances, job.measure) - kept - needed
         )  # after the passes, not beside them
 
     block_shape, finished = choose_block_shape(

@@ -8,9 +8,11 @@ from unet_core.ensemble import Ensemble
 from unet_core.errors import FootprintError, JobError, ModelPackageError
 from unet_core.foreign.opaque_network import OpaqueNetwork
 from unet_core.inputs import LEVEL_TOLERANCE
+from unet_core.instances_plan import InstancesPlan
 from unet_core.job import SegmentationJob
 from unet_core.model_description import Head, ModelDescription
-from unet_core.plan import ImagePlan, InstancesPlan, LabelName
+from unet_core.plan import ImagePlan, LabelName
+from unet_core.planning_hills import plan_hills
 from unet_core.rules import refusal
 
 
@@ -48,19 +50,34 @@ def check_approximate(job: SegmentationJob, ensemble: Ensemble) -> None:
 
 
 def plan_instances(
-    job: SegmentationJob, images: tuple[ImagePlan, ...], classes: tuple[LabelName, ...], dims: int
+    job: SegmentationJob,
+    model: ModelDescription,
+    images: tuple[ImagePlan, ...],
+    classes: tuple[LabelName, ...],
+    spacing: tuple[float, ...],
 ) -> InstancesPlan | None:
     """How instances are made, None for none.
+
+    Args:
+        model: whose labels and other heads they are made of.
+        images: of the output.
+        classes: of the labels.
+        spacing: of the output's voxels.
 
     Raises:
         JobError: if the job asks for what the labels do not give.
     """
     if job.instances == "none":
-        given = {"instances-of": job.instances_of, "connectivity": job.connectivity > 1, "min-voxels": job.min_voxels > 1}
-        given["no-measure"] = not job.measure
+        given: dict[str, object] = {
+            "instances-of": job.instances_of,
+            "connectivity": job.connectivity > 1,
+            "min-voxels": job.min_voxels > 1,
+        }
+        given |= {"no-measure": not job.measure, "depth": job.depth, "reach": job.reach}
         for name in (name for name, value in given.items() if value):
             raise JobError(f"--{name} is for instances, and none are asked for; add --instances components, or leave it out.")
         return None
+    dims = len(spacing)
     if job.connectivity > dims:
         raise JobError(f"--connectivity is {job.connectivity}, the image has {dims} axes; use 1 to {dims}.")
     return InstancesPlan(
@@ -68,6 +85,7 @@ def plan_instances(
         labels=_labels_to_part(job, images, classes),
         connectivity=job.connectivity,
         min_voxels=job.min_voxels,
+        **plan_hills(job, model, images, spacing),
     )
 
 

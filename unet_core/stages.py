@@ -34,6 +34,7 @@ class Stage(BaseModel):
         shape: of the level.
         block_shape: of a unit.
         factor: of the level; how much coarser than the one before.
+        around: voxels before and after its block that a unit of ``parts`` reads of the segmentation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class Stage(BaseModel):
     shape: Shape
     block_shape: Shape
     factor: Shape
+    around: tuple[Shape, Shape] = ((), ())
 
     @property
     def grid(self) -> BlockGrid:
@@ -56,7 +58,11 @@ class Stage(BaseModel):
 
 
 def stages_of(
-    levels: Sequence[tuple[Shape, Shape]], block_shape: Shape, has_instances: bool, has_table: bool = False
+    levels: Sequence[tuple[Shape, Shape]],
+    block_shape: Shape,
+    has_instances: bool,
+    has_table: bool = False,
+    halo: Shape | None = None,
 ) -> tuple[Stage, ...]:
     """Segmentation first, then one stage for each coarser level; then instances, their levels, and their table.
 
@@ -65,7 +71,10 @@ def stages_of(
         block_shape: of units.
         has_instances: whether instances are made.
         has_table: whether they are measured.
+        halo: voxels that parts look further than the one after their block; none unless told.
     """
+    halo = halo or (0,) * len(block_shape)
+    around = halo, tuple(more + 1 for more in halo)
 
     def stage(name: str, kind: StageKind, level: int, block_shape: Shape = block_shape) -> Stage:
         shape, factor = levels[level]
@@ -75,7 +84,7 @@ def stages_of(
     stages = [stage(SEGMENT_STAGE, "segment", 0), *(stage(f"level-{level}", "level", level) for level in coarser)]
     if has_instances:
         stages += [
-            stage(PARTS_STAGE, "parts", 0),
+            stage(PARTS_STAGE, "parts", 0).model_copy(update={"around": around}),
             stage(JOIN_STAGE, "join", 0, levels[0][0]),
             stage(INSTANCES_STAGE, "instances", 0),
             *(stage(f"{INSTANCES_STAGE}-level-{level}", "instances-level", level) for level in coarser),
@@ -135,7 +144,7 @@ def read_box(stage: Stage, index: int) -> Box | None:
         case "level" | "instances-level":
             return box.scale_up(stage.factor)
         case "parts":
-            return Box(box.start, tuple(last + 1 for last in box.stop))
+            return box.grow(*stage.around)
         case "measure":
             ring = measure_ring(box.ndim)
             return box.grow(ring, ring)
@@ -148,9 +157,9 @@ def reached(box: Box, stage: Stage) -> Box:
     match stage.kind:
         case "level" | "instances-level":
             return box.scale_down(stage.factor)
-        case "parts":  # blocks see one voxel more at their ends
-            ones = (1,) * box.ndim
-            return Box(tuple(max(0, first - one) for first, one in zip(box.start, ones, strict=True)), box.stop)
+        case "parts":
+            before, after = stage.around
+            return box.grow(after, before).intersect(Box.from_shape(stage.shape))
         case "measure":
             ring = measure_ring(box.ndim)
             return box.grow(ring, ring).intersect(Box.from_shape(stage.shape))
