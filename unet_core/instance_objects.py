@@ -1,7 +1,7 @@
 """What the stages that make instances store beside the images: parts of each block, and what they were joined to. Knows the ledger.
 
-.unet/instances/parts/BLOCK.npz     what joining needs of one block
-.unet/instances/hills/BLOCK.zst     part of each voxel of one block, uint32; of watersheds alone, components are numbered again
+.unet/instances/parts/BLOCK.zst     what joining needs of one block
+.unet/instances/voxels/BLOCK.zst    part of each voxel of one block, as runs
 .unet/instances/ids/GROUP.npz       the id of every part, of so many consecutive blocks that a worker reads few objects and holds little
 .unet/instances/joined.npz          label and size of every instance
 """
@@ -25,7 +25,7 @@ from unet_core.committed import read_objects
 from unet_core.errors import LedgerError
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.postprocess.block_parts import BlockParts, Slopes
+from unet_core.postprocess.block_parts import BlockParts, Runs, Slopes
 from unet_core.postprocess.joining import Joined
 from unet_core.stages import JOIN_STAGE, PARTS_STAGE
 from unet_core.store import Store
@@ -34,9 +34,9 @@ GROUP = 256  # blocks whose ids are one object; part of the bytes of an output
 
 _FOLDER = f"{ledger.FOLDER}/instances"
 _JOINED_KEY = f"{_FOLDER}/joined.npz"
-_PART_FIELDS = ("first", "size", "value", "before", "after")
-_SLOPE_FIELDS = ("tops", "one", "other", "heights", "ties")
-_ZSTD = {"level": 1, "checksum": True}
+_FIELDS = {"first": "<u8", "size": "<i8", "value": "|u1", "before": "<u4", "after": "<u4"}
+_SLOPE_FIELDS = {"tops": "<f4", "one": "<u4", "other": "<u4", "heights": "<f4", "ties": "<u8"}
+_ZSTD = {"level": 3, "checksum": True}
 _READERS, _READ_AHEAD = 16, 64
 _OPENING = Lock()
 _opened: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}  # the group of ids that this process used last, for its next block
@@ -52,28 +52,25 @@ class Instances:
     sizes: NDArray[np.int64]
 
 
-def packed_parts(index: int, parts: BlockParts) -> dict[str, bytes]:
-    """The object of a unit of stage ``parts`` that says what joining needs."""
-    arrays = {name: getattr(parts, name) for name in _PART_FIELDS}
+def packed_parts(index: int, voxels: Runs, parts: BlockParts) -> dict[str, bytes]:
+    """The objects of a unit of stage ``parts``."""
+    arrays = [np.asarray(getattr(parts, name), dtype=dtype) for name, dtype in _FIELDS.items()]
     if parts.slopes is not None:
-        arrays |= {name: getattr(parts.slopes, name) for name in _SLOPE_FIELDS}
-    return {_parts_key(index): write_arrays(arrays)}
+        arrays += [np.asarray(getattr(parts.slopes, name), dtype=dtype) for name, dtype in _SLOPE_FIELDS.items()]
+    return {
+        _parts_key(index): _packed(arrays),
+        _voxels_key(index): _packed([voxels.lengths.astype("<u4"), voxels.parts.astype("<u4")]),
+    }
 
 
-def packed_hills(index: int, own_parts: NDArray[np.uint32]) -> dict[str, bytes]:
-    """The object of a unit of stage ``parts`` that holds the part of each voxel of its block."""
-    return {_hills_key(index): Zstd(**_ZSTD).encode(own_parts.astype("<u4", copy=False))}
-
-
-def read_hills(store: Store, plan: Plan, request: Request, index: int) -> NDArray[np.uint32]:
+def read_runs(store: Store, plan: Plan, request: Request, index: int) -> Runs:
     """The part of each voxel of a block.
 
     Raises:
         LedgerError: if they are not there.
     """
-    key, stage = _hills_key(index), plan.stage(PARTS_STAGE)
-    data = read_objects(store, plan, request, stage, index, (key,))[key]
-    return np.frombuffer(Zstd(**_ZSTD).decode(data), dtype="<u4").reshape(stage.grid.block(index).shape)
+    key = _voxels_key(index)
+    return Runs(*_unpacked(store, _parts_object(store, plan, request, index, key), key, ["<u4", "<u4"]))
 
 
 def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int]) -> Iterator[tuple[int, BlockParts]]:
@@ -84,19 +81,14 @@ def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int
     """
 
     has_slopes = plan.instances is not None and plan.instances.depth is not None
+    dtypes = [*_FIELDS.values(), *(_SLOPE_FIELDS.values() if has_slopes else ())]
 
     def read(index: int) -> BlockParts:
         key = _parts_key(index)
-        arrays = read_arrays(read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,))[key])
-        try:
-            first, size, value, before, after = (arrays[name] for name in _PART_FIELDS)
-            slopes = Slopes(*(arrays[name] for name in _SLOPE_FIELDS)) if has_slopes else None
-        except KeyError as error:
-            raise LedgerError(
-                f"Object {key} is of another release, it has no {error}; delete {ledger.FOLDER}/ledger/{PARTS_STAGE} in {store.url} and "
-                "run the same command again."
-            ) from None
-        return BlockParts(first, size, value, before, after, slopes)
+        arrays = _unpacked(store, _parts_object(store, plan, request, index, key), key, dtypes)
+        first, size, value, before, after = arrays[: len(_FIELDS)]
+        slopes = Slopes(*arrays[len(_FIELDS) :]) if has_slopes else None
+        return BlockParts(first, size, value, before.reshape(-1, 2), after.reshape(-1, 2), slopes)
 
     return _read_ahead(read, indices)
 
@@ -147,12 +139,39 @@ def read_ids(store: Store, plan: Plan, request: Request, index: int) -> tuple[ND
     return arrays["ids"][begin:end], arrays["marks"][place].tobytes()
 
 
+def _parts_object(store: Store, plan: Plan, request: Request, index: int, key: str) -> bytes | None:
+    return read_objects(store, plan, request, plan.stage(PARTS_STAGE), index, (key,)).get(key)
+
+
+def _packed(arrays: list[NDArray[Any]]) -> bytes:
+    """How many values each array has, then the values; a zip file of arrays would take ten times as long to open."""
+    counts = np.array([array.size for array in arrays], dtype="<u8")
+    data: bytes = Zstd(**_ZSTD).encode(b"".join(array.tobytes() for array in (counts, *arrays)))
+    return data
+
+
+def _unpacked(store: Store, data: bytes | None, key: str, dtypes: list[str]) -> list[NDArray[Any]]:
+    raw = b"" if data is None else Zstd(**_ZSTD).decode(data)
+    counts = np.frombuffer(raw[: 8 * len(dtypes)], dtype="<u8").tolist()
+    sizes = [count * np.dtype(dtype).itemsize for count, dtype in zip(counts, dtypes, strict=False)]
+    if 8 * len(dtypes) + sum(sizes) != len(raw):
+        raise LedgerError(
+            f"Object {key} is not as this release writes it; delete {ledger.FOLDER}/ledger/{PARTS_STAGE} in {store.url} and run the same "
+            "command again."
+        )
+    arrays, begin = [], 8 * len(dtypes)
+    for count, dtype, size in zip(counts, dtypes, sizes, strict=True):
+        arrays.append(np.frombuffer(raw, dtype=dtype, count=count, offset=begin))
+        begin += size
+    return arrays
+
+
 def _parts_key(index: int) -> str:
-    return f"{_FOLDER}/parts/{index:08d}.npz"
+    return f"{_FOLDER}/parts/{index:08d}.zst"
 
 
-def _hills_key(index: int) -> str:
-    return f"{_FOLDER}/hills/{index:08d}.zst"
+def _voxels_key(index: int) -> str:
+    return f"{_FOLDER}/voxels/{index:08d}.zst"
 
 
 def _ids_key(index: int) -> str:

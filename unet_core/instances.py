@@ -6,6 +6,8 @@ labels (and heights) of a block ---> its parts -----> join: the id of every part
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +16,17 @@ from unet_core.committed import read_voxels
 from unet_core.errors import LedgerError
 from unet_core.geometry import Box
 from unet_core.instance_objects import (
-    packed_hills,
     packed_joined,
     packed_parts,
-    read_hills,
     read_ids,
     read_joined,
     read_parts,
+    read_runs,
 )
 from unet_core.instances_plan import InstancesPlan
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.postprocess.block_parts import describe_parts, mark_of, own_part, own_voxels, seen_box
+from unet_core.postprocess.block_parts import describe_parts, mark_of, seen_box
 from unet_core.postprocess.blockwise import label_parts
 from unet_core.postprocess.blockwise_watershed import describe_hills, land_box
 from unet_core.postprocess.distance import distance_within
@@ -38,16 +39,16 @@ __all__ = ["instance_values", "joined_objects", "parts_objects", "read_joined"]
 
 
 def parts_objects(store: Store, plan: Plan, request: Request, index: int) -> dict[str, bytes]:
-    """The objects of a unit of stage ``parts``: what joining needs of one block, and of a watershed its voxels."""
+    """The objects of a unit of stage ``parts``: the part of each voxel of one block, and what joining needs of it."""
     own, shape, options = plan.stage(PARTS_STAGE).grid.block(index), plan.levels[0].shape, _options(plan)
     if options.depth is None or options.ahead is None:
-        labels, parts = _labelled(store, plan, request, own)
-        return packed_parts(index, describe_parts(labels, parts, own, shape))
+        labels = _labels(store, plan, request, seen_box(own, shape))
+        return packed_parts(index, *describe_parts(labels, label_parts(labels, options.connectivity), own, shape))
     labels, heights = _landscape(store, plan, request, land_box(own, shape, options.ahead))
-    hills, described = describe_hills(
+    described = describe_hills(
         labels, heights, own, shape, depth=options.depth, connectivity=options.connectivity, ahead=options.ahead
     )
-    return packed_parts(index, described) | packed_hills(index, hills)
+    return packed_parts(index, *described)
 
 
 def joined_objects(store: Store, plan: Plan, request: Request) -> dict[str, bytes]:
@@ -59,32 +60,22 @@ def joined_objects(store: Store, plan: Plan, request: Request) -> dict[str, byte
     return packed_joined(joiner.join(options.min_voxels))
 
 
-def instance_values(store: Store, plan: Plan, request: Request, index: int) -> NDArray[np.uint64]:
-    """Ids of one block, 0 on background.
+def instance_values(store: Store, plan: Plan, request: Request, index: int) -> NDArray[Any]:
+    """Ids of one block, 0 on background, in as few bytes as they need.
 
     Raises:
         LedgerError: if its parts are no longer those that were joined.
     """
-    own, options = plan.stage(PARTS_STAGE).grid.block(index), _options(plan)
+    own = plan.stage(PARTS_STAGE).grid.block(index)
     ids, mark = read_ids(store, plan, request, index)
-    if options.depth is None:
-        _, seen = _labelled(store, plan, request, own)
-        parts, count = own_part(seen, own), int(seen.max(initial=0))
-    else:
-        parts, count = read_hills(store, plan, request, index), len(ids)
-    if count != len(ids) or mark_of(*own_voxels(parts, count, own, plan.levels[0].shape)) != mark:
+    runs = read_runs(store, plan, request, index)
+    if runs.parts.max(initial=0) > len(ids) or mark_of(*runs.own_voxels(len(ids), own, plan.levels[0].shape)) != mark:
         raise LedgerError(
-            f"The parts of block {index} are not those that were joined: another version of connected-components-3d numbers them otherwise. "
-            f"Delete {ledger.FOLDER}/ledger/{PARTS_STAGE} and {ledger.FOLDER}/ledger/{JOIN_STAGE} in {store.url} and run the same "
-            "command again."
+            f"The parts of block {index} are not those that were joined: another version of what makes them numbers them otherwise. "
+            f"Delete {ledger.FOLDER}/ledger/{JOIN_STAGE} in {store.url} and run the same command again."
         )
-    return np.concatenate((np.zeros(1, dtype=np.uint64), ids))[parts]
-
-
-def _labelled(store: Store, plan: Plan, request: Request, own: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-    """Labels and numbered parts of what a block sees."""
-    labels = _labels(store, plan, request, seen_box(own, plan.levels[0].shape))
-    return labels, label_parts(labels, _options(plan).connectivity)
+    table = np.concatenate((np.zeros(1, dtype=np.uint64), ids))
+    return runs.replaced(table.astype(np.uint32) if table.max() < 2**32 else table, own.shape)
 
 
 def _landscape(store: Store, plan: Plan, request: Request, land: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -133,7 +133,7 @@ def test_a_region_has_its_own_instances_and_growing_it_makes_all_anew(job_of: Ca
     assert digest(Path(job_of("part").output)) == digest(Path(job_of("whole").output))
 
 
-@pytest.mark.parametrize("kind", ["parts", "hills", "ids", "joined"])
+@pytest.mark.parametrize("kind", ["parts", "voxels", "ids", "joined"])
 def test_damage_anywhere_is_found_and_mended(kind: str, job_of: Callable[..., Any]) -> None:
     job, whole = job_of("out"), job_of("whole")
     run(job)

@@ -11,9 +11,10 @@ those across edges and corners too, and blocks are joined by the voxels that bot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -74,20 +75,36 @@ def own_part(seen: NDArray[Any], own: Box) -> NDArray[Any]:
     return seen[Box.from_shape(own.shape).slices()]
 
 
-def own_voxels(own_parts: NDArray[np.uint32], count: int, own: Box, shape: Shape) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """``first`` and ``size`` of parts 1, 2, .. ``count``.
+@dataclass(frozen=True)
+class Runs:
+    """The part of each voxel of a block, in a scan: so many voxels of one part, so many of the next; 0 is none."""
 
-    Args:
-        own_parts: of the voxels of the block ``own`` in a volume of ``shape``.
-    """
-    begins, numbers = _runs(own_parts)
-    places = np.full(count + 1, -1)
-    places[numbers[::-1]] = begins[::-1]  # going backwards, what stays is the first of the scan
-    found = np.flatnonzero(places[1:] >= 0)
-    first = np.full(count, NOWHERE, dtype=np.uint64)
-    first[found] = scan_positions(places[1:][found], own, shape)
-    lengths = np.diff(begins, append=own_parts.size)
-    return first, np.bincount(numbers, weights=lengths, minlength=count + 1)[1:].astype(np.int64)  # exact below 2**53
+    lengths: NDArray[np.uint32]
+    parts: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, parts: NDArray[np.uint32]) -> Runs:
+        """The runs of an array."""
+        flat = parts.ravel()
+        changes = np.ones(flat.size, dtype=bool)
+        np.not_equal(flat[1:], flat[:-1], out=changes[1:])
+        begins = np.flatnonzero(changes)
+        return cls(np.diff(begins, append=flat.size).astype(np.uint32), flat[begins])
+
+    def replaced(self, table: NDArray[Any], shape: Shape) -> NDArray[Any]:
+        """The array of ``shape`` that holds ``table[part]`` for each voxel."""
+        return np.repeat(table[self.parts], self.lengths).reshape(shape)
+
+    def own_voxels(self, count: int, own: Box, shape: Shape) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """``first`` and ``size`` of parts 1, 2, .. ``count`` of the block ``own`` in a volume of ``shape``, as in ``BlockParts``."""
+        begins = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        places = np.full(count + 1, -1)
+        places[self.parts[::-1]] = begins[::-1]  # going backwards, what stays is the first of the scan
+        found = np.flatnonzero(places[1:] >= 0)
+        first = np.full(count, NOWHERE, dtype=np.uint64)
+        first[found] = scan_positions(places[1:][found], own, shape)
+        size = np.bincount(self.parts, weights=self.lengths, minlength=count + 1)[1:]
+        return first, size.astype(np.int64)  # exact below 2**53
 
 
 def mark_of(first: NDArray[np.uint64], size: NDArray[np.int64]) -> bytes:
@@ -95,8 +112,8 @@ def mark_of(first: NDArray[np.uint64], size: NDArray[np.int64]) -> bytes:
     return hashlib.sha256(first.astype("<u8").tobytes() + size.astype("<i8").tobytes()).digest()
 
 
-def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Box, shape: Shape) -> BlockParts:
-    """What joining needs to know of a block.
+def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Box, shape: Shape) -> tuple[Runs, BlockParts]:
+    """The part of each voxel of a block, and what joining needs to know of the block.
 
     Args:
         labels: of ``seen_box(own, shape)``.
@@ -104,20 +121,16 @@ def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Bo
         own: the block.
         shape: of the volume.
     """
+    runs = Runs.of(own_part(parts, own))
     count = int(parts.max(initial=0))
-    first, size = own_voxels(own_part(parts, own), count, own, shape)
-    places = tuple(
-        (place - start).astype(np.int64) for place, start in zip(_coordinates(first[size > 0], shape), own.start, strict=True)
-    )
+    first, size = runs.own_voxels(count, own, shape)
+    found = _coordinates(first[size > 0], shape)
     value = np.zeros(count, dtype=np.uint8)
-    value[size > 0] = labels[places]
-    return BlockParts(
-        first=first,
-        size=size,
-        value=value,
-        before=_shared(parts, own, shape, after=False),
-        after=_shared(parts, own, shape, after=True),
-    )
+    value[size > 0] = labels[
+        tuple((place - np.uint64(start)).astype(np.int64) for place, start in zip(found, own.start, strict=True))
+    ]
+    before, after = (_shared(parts, own, shape, after) for after in (False, True))
+    return runs, BlockParts(first, size, value, before, after)
 
 
 def _coordinates(positions: NDArray[np.uint64], shape: Shape) -> list[NDArray[np.uint64]]:
@@ -137,47 +150,45 @@ def scan_positions(places: NDArray[Any], box: Box, shape: Shape) -> NDArray[np.u
     return result
 
 
-def shared_regions(own: Box, shape: Shape, after: bool) -> Iterator[tuple[Shape, Box]]:
+def shared_regions(own: Box, shape: Shape, after: bool) -> list[tuple[Shape, Box]]:
     """What a block shares with each block after it (its face, edge or corner), or before it; and by how many blocks that is away."""
-    for chosen in product((0, 1), repeat=own.ndim):
-        exists = all(
-            not one or (stop < size if after else start > 0)
-            for one, start, stop, size in zip(chosen, own.start, own.stop, shape, strict=True)
-        )
-        if not any(chosen) or not exists:
-            continue
-        first = tuple(
-            (stop if after else start) if one else start for one, start, stop in zip(chosen, own.start, own.stop, strict=True)
-        )
-        last = tuple(start + 1 if one else stop for one, start, stop in zip(chosen, first, own.stop, strict=True))
-        yield chosen if after else tuple(-one for one in chosen), Box(first, last)
+    found = []
+    for step, _ in _shared_steps(own.shape, _neighboured(own, shape, after)):
+        ends = own.stop if after else own.start
+        first = tuple(end if one else start for one, start, end in zip(step, own.start, ends, strict=True))
+        last = tuple(start + 1 if one else stop for one, start, stop in zip(step, first, own.stop, strict=True))
+        found.append((step, Box(first, last)))
+    return found
+
+
+def shared_rows(rows: NDArray[np.uint32], own: Box, shape: Shape, after: bool) -> list[tuple[Shape, NDArray[np.uint32]]]:
+    """``before`` or ``after`` of ``BlockParts`` as rows for each block that something is shared with, and by how many blocks that is away."""
+    steps = _shared_steps(own.shape, _neighboured(own, shape, after))
+    if not steps:
+        return []
+    ends = np.cumsum([voxels for _, voxels in steps])
+    cuts = np.searchsorted(np.cumsum(rows[:, 0], dtype=np.int64), ends) + 1  # no run goes on from one region to the next
+    return [(step, part) for (step, _), part in zip(steps, np.split(rows, cuts[:-1]), strict=True)]
+
+
+def _neighboured(own: Box, shape: Shape, after: bool) -> tuple[bool, ...]:
+    """Along which axes a block has one after it, or before it."""
+    if after:
+        return tuple(stop < size for stop, size in zip(own.stop, shape, strict=True))
+    return tuple(start > 0 for start in own.start)
+
+
+@lru_cache(maxsize=1024)
+def _shared_steps(own_shape: Shape, neighboured: tuple[bool, ...]) -> tuple[tuple[Shape, int], ...]:
+    """Steps to all blocks that something is shared with, and how many voxels that are."""
+    steps = product(*((0, 1) if has else (0,) for has in neighboured))
+    return tuple((step, prod(size for one, size in zip(step, own_shape, strict=True) if not one)) for step in steps if any(step))
 
 
 def _shared(parts: NDArray[np.uint32], own: Box, shape: Shape, after: bool) -> NDArray[np.uint32]:
     """Parts in the shared regions, one after the other, as rows of (how many, part)."""
     rows = [np.zeros((0, 2), dtype=np.uint32)]
     for _, region in shared_regions(own, shape, after):
-        values = parts[region.shift(tuple(-start for start in own.start)).slices()]
-        begins, numbers = _runs(values)
-        rows.append(np.stack([np.diff(begins, append=values.size).astype(np.uint32), numbers], axis=1))
+        runs = Runs.of(parts[region.shift(tuple(-start for start in own.start)).slices()])
+        rows.append(np.stack([runs.lengths, runs.parts], axis=1))
     return np.concatenate(rows)
-
-
-def shared_parts(rows: NDArray[np.uint32], own: Box, shape: Shape, after: bool) -> Iterator[tuple[Shape, NDArray[np.uint32]]]:
-    """For each block that something is shared with, how far it is and the parts of the shared voxels."""
-    parts, begin = np.repeat(rows[:, 1], rows[:, 0]), 0
-    for step, region in shared_regions(own, shape, after):
-        yield step, parts[begin : begin + region.voxel_count]
-        begin += region.voxel_count
-
-
-def _runs(parts: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """Where runs of one part begin in a scan, and the part of each."""
-    flat = parts.ravel()
-    if not flat.size:
-        return np.zeros(0, dtype=np.int64), flat
-    changes = np.empty(flat.size, dtype=bool)
-    changes[0] = True
-    np.not_equal(flat[1:], flat[:-1], out=changes[1:])
-    begins = np.flatnonzero(changes)
-    return begins, flat[begins]

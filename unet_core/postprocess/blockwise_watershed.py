@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unet_core.geometry import Box, Shape
 from unet_core.postprocess.ascent import Cut, VoxelPasses, climb, pass_ranks, rank_parts
-from unet_core.postprocess.block_parts import BlockParts, Slopes, describe_parts, own_part, scan_positions, seen_box
+from unet_core.postprocess.block_parts import BlockParts, Runs, Slopes, describe_parts, scan_positions, seen_box
 from unet_core.postprocess.merging import merge_low
 from unet_core.postprocess.neighbours import both_ends, steps_forward
 
@@ -40,8 +40,8 @@ def describe_hills(
     depth: float,
     connectivity: int,
     ahead: int,
-) -> tuple[NDArray[np.uint32], BlockParts]:
-    """The hills of a block, numbered from 1, and what joining needs to know of them.
+) -> tuple[Runs, BlockParts]:
+    """The hill of each voxel of a block, and what joining needs to know of the block.
 
     Args:
         labels: of ``land_box``.
@@ -64,9 +64,9 @@ def describe_hills(
     numbers = np.cumsum(is_seen, dtype=np.uint32) * is_seen
     parts = numbers[merged]
     labels, heights = labels[inside], heights[inside]
-    described = describe_parts(labels, parts, own, shape)
+    runs, described = describe_parts(labels, parts, own, shape)
     slopes = Slopes(tops[is_seen], *_passes(labels, heights, parts, seen, shape, connectivity))
-    return np.ascontiguousarray(own_part(parts, own)), replace(described, slopes=slopes)
+    return runs, replace(described, slopes=slopes)
 
 
 def _marked(numbers: NDArray[Any], count: int) -> NDArray[np.bool_]:

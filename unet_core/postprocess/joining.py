@@ -6,6 +6,7 @@ shared voxels ----> parts that are one ----> hills that join the next (of a wate
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from unet_core.geometry import BlockGrid, Shape
-from unet_core.postprocess.block_parts import NOWHERE, BlockParts, mark_of, shared_parts
+from unet_core.postprocess.block_parts import NOWHERE, BlockParts, mark_of, shared_rows
 from unet_core.postprocess.merging import ListedPasses, merge_low
 
 _NOTHING = np.zeros((0, 2), dtype=np.uint32)
@@ -69,15 +70,14 @@ class Joiner:
         """Take in the parts of a block."""
         own, shape, place = self._grid.block(block), self._grid.shape, self._grid.coordinates(block)
         for after, rows in ((False, parts.before), (True, parts.after)):
-            for step, numbers in shared_parts(rows, own, shape, after):
+            for step, shared in shared_rows(rows, own, shape, after):
                 # A region belongs to the block that is after the other: that and the way to it tell which region it is.
-                later = self._grid.index(tuple(map(sum, zip(place, step, strict=True)))) if after else block
-                key = (later, tuple(map(abs, step)))
+                key = (self._grid.index(tuple(map(add, place, step))) if after else block, step)
                 waiting = self._waiting.pop(key, None)
                 if waiting is None:
-                    self._waiting[key] = (self._total, numbers)
+                    self._waiting[key] = (self._total, shared)
                 else:
-                    self._pairs.append(_pairs(*waiting, self._total, numbers))
+                    self._pairs.append(_pairs(*waiting, self._total, shared))
         self._blocks.append(block)
         self._marks.append(mark_of(parts.first, parts.size))
         self._parts.append(replace(parts, before=_NOTHING, after=_NOTHING))
@@ -141,11 +141,19 @@ def _joined(arrays: list[NDArray[Any]], dtype: str) -> NDArray[Any]:
 
 
 def _pairs(first_begin: int, first: NDArray[np.uint32], second_begin: int, second: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Parts of two blocks that have a voxel in common, each pair once; of shape (2, pairs), numbered through all blocks from 0."""
-    both = (first > 0) & (second > 0)
-    packed = (first[both].astype(np.uint64) << np.uint64(32)) | second[both]
-    if packed.size:
-        packed = np.unique(packed[np.concatenate(([True], packed[1:] != packed[:-1]))])
+    """Parts of two blocks that have a voxel in common, each pair once; of shape (2, pairs), numbered through all blocks from 0.
+
+    Args:
+        first_begin: number of the first part of one block.
+        first: what it sees of the shared voxels, as rows of (how many, part).
+        second_begin: of the other block.
+        second: likewise.
+    """
+    ends, other_ends = (np.cumsum(rows[:, 0], dtype=np.int64) for rows in (first, second))
+    every = np.concatenate((ends, other_ends))
+    parts, other_parts = first[np.searchsorted(ends, every), 1], second[np.searchsorted(other_ends, every), 1]
+    both = (parts > 0) & (other_parts > 0)
+    packed = np.unique((parts[both].astype(np.uint64) << np.uint64(32)) | other_parts[both])
     one = (packed >> np.uint64(32)).astype(np.int64) - 1 + first_begin
     other = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1 + second_begin
     return np.stack([one, other])

@@ -9,7 +9,7 @@ from skimage.measure import label
 
 from unet_core.geometry import BlockGrid
 from unet_core.postprocess import block_parts
-from unet_core.postprocess.block_parts import describe_parts, own_part, seen_box
+from unet_core.postprocess.block_parts import describe_parts, seen_box
 from unet_core.postprocess.blockwise import label_parts
 from unet_core.postprocess.joining import Joiner
 
@@ -24,16 +24,16 @@ def classes(shape: tuple[int, ...], seed: int, values: int = 3, smooth: float = 
 
 def blockwise_instances(labels: np.ndarray, block: tuple[int, ...], connectivity: int, min_voxels: int = 0) -> np.ndarray:
     grid = BlockGrid(labels.shape, block)
-    joiner = Joiner(grid)
+    joiner, runs = Joiner(grid), {}
     for number in np.random.default_rng(0).permutation(grid.block_count).tolist():
         own = grid.block(number)
         seen = labels[seen_box(own, labels.shape).slices()]
-        joiner.add(number, describe_parts(seen, label_parts(seen, connectivity), own, labels.shape))
+        runs[number], parts = describe_parts(seen, label_parts(seen, connectivity), own, labels.shape)
+        joiner.add(number, parts)
     joined = joiner.join(min_voxels)
     result = np.zeros(labels.shape, dtype=np.uint64)
     for number, own in enumerate(grid.blocks()):
-        parts = own_part(label_parts(labels[seen_box(own, labels.shape).slices()], connectivity), own)
-        result[own.slices()] = np.concatenate(([0], joined.ids_of(number))).astype(np.uint64)[parts]
+        result[own.slices()] = runs[number].replaced(np.concatenate(([0], joined.ids_of(number))), own.shape)
     np.testing.assert_array_equal(joined.sizes, np.bincount(result.ravel().astype(np.int64))[1:])
     for number in range(1, len(joined.values) + 1):
         assert set(labels[result == number]) == {joined.values[number - 1]}
@@ -81,12 +81,8 @@ def test_without_edges_and_corners_components_would_fall_apart(monkeypatch: pyte
     labels = np.zeros((8, 8), dtype=np.uint8)
     labels[3, 3], labels[4, 4] = 1, 1
     assert blockwise_instances(labels, (4, 4), 2).max() == 1
-    regions = block_parts.shared_regions
-    monkeypatch.setattr(
-        block_parts,
-        "shared_regions",
-        lambda *arguments, **named: [one for one in regions(*arguments, **named) if sum(map(abs, one[0])) < 2],
-    )
+    true = block_parts._shared_steps
+    monkeypatch.setattr(block_parts, "_shared_steps", lambda *arguments: [one for one in true(*arguments) if sum(one[0]) < 2])
     assert blockwise_instances(labels, (4, 4), 2).max() == 2
 
 

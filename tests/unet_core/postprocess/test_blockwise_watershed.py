@@ -22,11 +22,11 @@ def in_blocks(
     labels: np.ndarray, heights: np.ndarray, block: tuple[int, ...], depth: float, connectivity: int = 1, ahead: int = 1
 ) -> np.ndarray:
     grid = BlockGrid(labels.shape, block)
-    joiner, parts = Joiner(grid, depth), {}
+    joiner, runs = Joiner(grid, depth), {}
     for number in np.random.default_rng(0).permutation(grid.block_count).tolist():
         own = grid.block(number)
         land = land_box(own, labels.shape, ahead).slices()
-        parts[number], described = describe_hills(
+        runs[number], described = describe_hills(
             np.ascontiguousarray(labels[land]),
             np.ascontiguousarray(heights[land]),
             own,
@@ -39,7 +39,7 @@ def in_blocks(
     joined = joiner.join()
     result = np.zeros(labels.shape, dtype=np.int64)
     for number, own in enumerate(grid.blocks()):
-        result[own.slices()] = np.concatenate(([0], joined.ids_of(number)))[parts[number]]
+        result[own.slices()] = runs[number].replaced(np.concatenate(([0], joined.ids_of(number))), own.shape)
     np.testing.assert_array_equal(joined.sizes, np.bincount(result.ravel())[1:])
     for number in range(1, len(joined.values) + 1):
         assert set(labels[result == number]) == {joined.values[number - 1]}
