@@ -31,13 +31,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("dims", "instances"), [(2, "watershed"), (3, "components")])
 def test_any_number_of_workers_gives_the_bytes_of_the_serial_run(
-    workers: int, dims: int, make_model: Maker, make_image: Maker, tmp_path: Path
+    workers: int, dims: int, instances: str, make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:
     shape, block = ((290, 70), (32, 32)) if dims == 2 else ((11, 25, 30), (4, 8, 16))
     image, model = make_image(shape), make_model(dims=dims, levels=2)
-    fields = {"image": str(image), "model": str(model), "block_shape": block, "instances": "components"}
+    fields = {"image": str(image), "model": str(model), "block_shape": block, "instances": instances}
     run(make_job(**fields, output=str(tmp_path / "serial")))
     summary = segment_on_cluster(make_job(**fields, output=str(tmp_path / "local")), "local", workers)
     assert summary.status == "complete"

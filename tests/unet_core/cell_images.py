@@ -62,4 +62,4 @@ def save_cells(folder: Path, shape: tuple[int, ...], seed: int = 0, voxel_size: 
 def save_maps(folder: Path, maps: np.ndarray) -> None:
     """Two maps as the channels of an image."""
     axes = ["c", *"zyx"[1 - maps.ndim :]]
-    zarr.create_array(folder, data=maps, chunks=(1, *(max(1, size // 2) for size in maps.shape[1:])), dimension_names=axes)
+    zarr.create_array(folder, data=maps, chunks=(1, *((size + 1) // 2 for size in maps.shape[1:])), dimension_names=axes)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from unet_core.geometry import Box, Shape
 
 NOWHERE = np.iinfo(np.uint64).max
+_AT_ONCE = 1 << 17  # voxels
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,18 @@ class Runs:
     @classmethod
     def of(cls, parts: NDArray[np.uint32]) -> Runs:
         """The runs of an array."""
-        flat = parts.ravel()
-        changes = np.ones(flat.size, dtype=bool)
-        np.not_equal(flat[1:], flat[:-1], out=changes[1:])
-        begins = np.flatnonzero(changes)
-        return cls(np.diff(begins, append=flat.size).astype(np.uint32), flat[begins])
+        begins, kept, done, last = [], [], 0, None
+        step = max(1, _AT_ONCE * len(parts) // max(1, parts.size))
+        for row in range(0, len(parts), step):  # so little that it stays in the processor's cache
+            flat = parts[row : row + step].ravel()
+            changes = np.empty(flat.size, dtype=bool)
+            np.not_equal(flat[1:], flat[:-1], out=changes[1:])
+            changes[:1] = last is None or flat[0] != last
+            places = np.flatnonzero(changes)
+            begins.append(places + done)
+            kept.append(flat[places])
+            done, last = done + flat.size, flat[-1]
+        return cls(np.diff(np.concatenate(begins), append=done).astype(np.uint32), np.concatenate(kept))
 
     def replaced(self, table: NDArray[Any], shape: Shape) -> NDArray[Any]:
         """The array of ``shape`` that holds ``table[part]`` for each voxel."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -9,7 +11,7 @@ from skimage.measure import label
 
 from unet_core.geometry import BlockGrid
 from unet_core.postprocess import block_parts
-from unet_core.postprocess.block_parts import describe_parts, seen_box
+from unet_core.postprocess.block_parts import Runs, describe_parts, seen_box
 from unet_core.postprocess.blockwise import label_parts
 from unet_core.postprocess.joining import Joiner
 
@@ -64,6 +66,19 @@ def test_a_spiral_through_all_blocks_is_one(block: tuple[int, ...]) -> None:
     expected = label(spiral, connectivity=1)
     np.testing.assert_array_equal(blockwise_instances(spiral, block, 1), expected)
     assert expected.max() < 4
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+@pytest.mark.parametrize("shape", [(11, 13), (5, 7, 9), (1, 64)])
+def test_runs_are_the_longest_whatever_is_looked_at_at_once(
+    at_once: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_parts, "_AT_ONCE", at_once)
+    parts = classes((*shape[:-1], shape[-1] + 1), 1).astype(np.uint32)[..., :-1]  # not one piece of memory
+    runs = Runs.of(parts)
+    expected = [(len(list(run)), part) for part, run in groupby(parts.ravel().tolist())]
+    assert list(zip(runs.lengths.tolist(), runs.parts.tolist(), strict=True)) == expected
+    np.testing.assert_array_equal(runs.replaced(np.array([0, 5, 7, 9]), shape), np.array([0, 5, 7, 9])[parts])
 
 
 def test_small_instances_are_left_out_by_their_whole_size() -> None:
