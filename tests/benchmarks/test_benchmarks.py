@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from skimage.measure import label
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks import joining
 from tests.benchmarks.cases import CASES, Work
 from tests.benchmarks.goals import Goal
 from tests.benchmarks.log import Log
@@ -28,6 +30,7 @@ from tests.benchmarks.training_data import cells, make_data_set, plan
 from tests.benchmarks.training_step import measure
 from tests.benchmarks.training_weights import by_transforms
 from unet_core.geometry import Box
+from unet_core.postprocess import watershed_on_distance
 from unet_core.training.border_weights import border_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,3 +183,18 @@ def test_the_benchmark_of_exports_counts_what_was_drawn(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.exporting", str(tmp_path), "90"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1])["features"] == 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["components", "watershed"])
+def test_the_benchmark_of_joining_counts_the_objects_of_the_whole(method: str, tmp_path: Path) -> None:
+    labels = np.tile(joining.periodic_block(), (3, 3, 3))
+    expected = label(labels, connectivity=1) if method == "components" else watershed_on_distance(labels > 0)
+    found = joining.scale(27, method, tmp_path)
+    assert found["join_objects"] == expected.max() > 100
+
+
+def test_the_benchmark_of_numbering_compares_equal_results() -> None:
+    found = joining.speed(64, 24, 1)
+    assert found["objects"] > 0
+    assert "numbering 0 Mvoxel" in joining.table_of([found])
