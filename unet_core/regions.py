@@ -5,20 +5,22 @@ Every region has a name, and some voxels of the image of the objects; regions ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import floor
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import InputError
+from unet_core.exports.placing import Placing, place
 from unet_core.geometry import Box, Shape
 from unet_core.ledger import Request
 from unet_core.plan import Plan
 from unet_core.result import Result, open_result
 from unet_core.store import is_remote, local_path
 from unet_core.training.geojson import Outlines, paint, read_outlines
-from unet_core.volumes import Volume, open_volume
+from unet_core.volumes import Volume
 
 UNNAMED = "unnamed"  # outlines that have neither a name nor a classification
 _TOLERANCE = 1.5  # coarser voxels that two results of one image may differ in length: what a pyramid rounds up
@@ -125,22 +127,39 @@ def open_regions(url: str, plan: Plan, request: Request) -> Regions:
 def _drawn(url: str, plan: Plan, request: Request) -> DrawnRegions:
     if plan.spatial_axes not in ("yx", "zyx"):
         raise InputError(f"Outlines lie in y and x, the image has the axes {plan.spatial_axes}.")
-    outlines = read_outlines(url, _pixel_scale(plan, request))
+    placing = place(plan, request)
+    outlines = read_outlines(url, (1 / placing.factor[-2], 1 / placing.factor[-1]), placing.offset[-2:])
     own = [name or classification or UNNAMED for name, classification in zip(outlines.own_names, outlines.names, strict=True)]
     if not own:
         raise InputError(f"{url} has no outlines; export annotations from QuPath as GeoJSON.")
     names = tuple(dict.fromkeys(own))
-    return DrawnRegions(names, url, outlines, np.array([names.index(name) for name in own], dtype=np.int64))
+    numbers = np.array([names.index(name) for name in own], dtype=np.int64)
+    if plan.spatial_axes == "zyx":
+        outlines, numbers = _in_sections(outlines, numbers, placing, plan.levels[0].shape[0])
+    return DrawnRegions(names, url, outlines, numbers)
 
 
-def _pixel_scale(plan: Plan, request: Request) -> tuple[float, float]:
-    """Voxels of the level that was segmented for one of level 0, which outlines are drawn in, along y and x."""
-    planned = plan.input
-    if planned.level == 0:
-        return 1.0, 1.0
-    finest = open_volume(request.image, 0, series=planned.series, time=planned.time, channels=planned.channels, missing="fill")
-    shape = plan.levels[0].shape
-    return shape[-2] / finest.spatial_shape[-2], shape[-1] / finest.spatial_shape[-1]
+def _in_sections(
+    outlines: Outlines, numbers: NDArray[np.int64], placing: Placing, depth: int
+) -> tuple[Outlines, NDArray[np.int64]]:
+    """Outlines drawn in sections of level 0, in those of the output: in the one that theirs lies in, and in all that lie in theirs."""
+    shown_in: dict[int, set[int]] = {}
+    for own in range(depth):
+        shown_in.setdefault(placing.section(own), set()).add(own)
+    for drawn in set(outlines.sections.tolist()):
+        nearest = floor((drawn + 0.5 - placing.offset[0]) / placing.factor[0])
+        shown_in.setdefault(drawn, set()).add(nearest)
+    pairs = [(number, own) for number, drawn in enumerate(outlines.sections.tolist()) for own in sorted(shown_in[drawn])]
+    which = [number for number, _ in pairs]
+    repeated = replace(
+        outlines,
+        edges=tuple(outlines.edges[number] for number in which),
+        names=tuple(outlines.names[number] for number in which),
+        own_names=tuple(outlines.own_names[number] for number in which),
+        sections=np.array([own for _, own in pairs], dtype=np.int64),
+        bounds=outlines.bounds[which],
+    )
+    return repeated, numbers[which]
 
 
 def _labelled(url: str, plan: Plan) -> LabelledRegions:

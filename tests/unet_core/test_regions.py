@@ -19,13 +19,16 @@ from tests.conftest import describe, random_network, textured
 from tests.unet_core.test_instances import instances_of
 from tests.unet_core.test_segment import labels_of
 from unet_core.errors import InputError, JobError
+from unet_core.exports.placing import Placing
 from unet_core.job import SegmentationJob, make_job
 from unet_core.model_package import save_model
 from unet_core.object_files import write_csv
 from unet_core.object_summary import summarise
 from unet_core.region_table import measure_regions
+from unet_core.regions import _in_sections
 from unet_core.segment import run
 from unet_core.tables import read_objects_table, read_regions_table
+from unet_core.training.geojson import Outlines
 
 Array = np.ndarray[Any, Any]
 
@@ -128,14 +131,52 @@ def test_outlines_are_in_pixels_of_the_finest_level(results: Run) -> None:
     run(results.job("half", level=1))
     measure_regions(str(results.folder / "half"), results.annotations())
     shape = labels_of(results.folder / "half").shape
-    scale = shape[0] / SHAPE[0]  # the width is odd, and the coarse level covers half a voxel more
-    assert shape == (75, 106)
-    compare_scale = {"Tumour": TUMOUR, "A-1": [CORE], "unnamed": [STROMA]}
-    masks = {}
-    for name, rings in compare_scale.items():
-        stretched = [[(x * shape[1] / SHAPE[1] / scale, y) for x, y in ring] for ring in rings]
-        masks[name] = np.logical_or.reduce([polygon(ring, scale, shape) for ring in stretched])
+    assert shape == (75, 106)  # the width is odd, and the coarse level covers half a voxel more
+    rings_of = {"Tumour": TUMOUR, "A-1": [CORE], "unnamed": [STROMA]}
+    masks = {name: np.logical_or.reduce([polygon(ring, 0.5, shape) for ring in rings]) for name, rings in rings_of.items()}
     compare(results.folder / "half", masks)
+
+
+def test_outlines_lie_on_a_resampled_image_as_on_the_stored_one(tmp_path: Path) -> None:
+    fields = {"in_channels": 1, "classes": 4, "levels": 2, "base": 4}
+    model = tmp_path / "model"
+    save_model(model, random_network(0, **fields), describe(voxel_size_um=(0.5, 0.4), **fields))
+    zarr.create_array(tmp_path / "raw", data=textured(SHAPE), chunks=(64, 64))
+    output = tmp_path / "out"
+    names = {"image": str(tmp_path / "raw"), "output": str(output), "model": str(model), "voxel_size_um": (0.25, 0.25)}
+    run(make_job(**names, resample=True, instances="components", block_shape=(64, 64)))
+    assert labels_of(output).shape == (75, 132)
+    path = tmp_path / "drawn.geojson"
+    drawn = {"type": "Polygon", "coordinates": [[*CORE, CORE[0]]]}
+    path.write_text(json.dumps({"type": "Feature", "geometry": drawn, "properties": {"name": "core"}}))
+    measure_regions(str(output), str(path))
+    y, x = (np.arange(75) + 0.5) * 2, (np.arange(132) + 0.5) * 1.6  # centres in pixels of the stored image
+    centres = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    mask = np.asarray(points_in_poly(centres, [(y, x) for x, y in CORE])).reshape(75, 132)
+    compare(output, {"core": mask})
+
+
+@pytest.mark.parametrize(
+    ("depth", "factor", "offset", "expected"),
+    [
+        (5, 1.0, 0.0, {0: [0], 3: [3], 7: [7]}),
+        (4, 2.0, 0.0, {0: [0], 1: [0], 6: [3], 7: [3]}),
+        (4, 2.5, 0.0, {1: [0], 2: [1], 3: [1], 9: [3]}),
+        (6, 0.5, 0.0, {0: [0, 1], 1: [2, 3], 2: [4, 5]}),
+        (4, 1.0, 2.0, {0: [-2], 2: [0], 5: [3]}),
+    ],
+)
+def test_outlines_of_a_section_show_in_every_section_of_the_output_that_lies_there(
+    depth: int, factor: float, offset: float, expected: dict[int, list[int]]
+) -> None:
+    square = np.array([[0.0, 0, 4, 0], [4, 0, 4, 4], [4, 4, 0, 4], [0, 4, 0, 0]])
+    sections = np.array([*expected], dtype=np.int64)
+    count = len(sections)
+    drawn = Outlines((square,) * count, (None,) * count, (None,) * count, sections, np.tile([0.0, 0, 4, 4], (count, 1)), "drawn")
+    shown, numbers = _in_sections(drawn, np.arange(count), Placing((factor, 1.0, 1.0), (offset, 0.0, 0.0)), depth)
+    assert len(shown.edges) == len(shown.names) == len(shown.own_names) == len(shown.bounds) == len(numbers)
+    found = {section: shown.sections[numbers == number].tolist() for number, section in enumerate(expected)}
+    assert found == expected
 
 
 def test_classes_of_another_result_are_regions_at_any_resolution(results: Run) -> None:

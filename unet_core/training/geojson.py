@@ -7,7 +7,7 @@ from absolute positions alone, so that it does not depend on the box. Knows no c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +47,13 @@ class Outlines:
         return sum(entry.nbytes for entry in self.edges) + self.bounds.nbytes
 
 
-def read_outlines(url: str, scale: tuple[float, float]) -> Outlines:
+def read_outlines(url: str, scale: tuple[float, float], offset: Sequence[float] = (0.0, 0.0)) -> Outlines:
     """Polygons of a GeoJSON file: a FeatureCollection, a list of features, or one feature.
 
     Args:
         url: of the file; positions in it are pixels of level 0, the corner of the first one at (0, 0), as QuPath writes them.
         scale: voxels of the level for one pixel of level 0, along y and x.
+        offset: pixels of level 0 before the corner of the level's first voxel, likewise.
 
     Raises:
         InputError: naming the feature, for a file that is no such thing, or shapes that have no inside.
@@ -64,7 +65,7 @@ def read_outlines(url: str, scale: tuple[float, float]) -> Outlines:
         geometry = feature.get("geometry") if isinstance(feature, dict) else None
         if not isinstance(geometry, dict):
             raise InputError(f"{where} has no geometry; export annotations as GeoJSON features.")
-        edges.append(_edges(geometry, where, scale))
+        edges.append(_edges(geometry, where, scale, offset))
         names.append(_classification(feature))
         own_names.append(_own_name(feature))
         plane = geometry.get("plane")
@@ -164,14 +165,14 @@ def _features(url: str) -> list[Any]:
     raise InputError(f"{url} is no GeoJSON FeatureCollection (type {kind!r}); export the annotations from QuPath as GeoJSON.")
 
 
-def _edges(geometry: dict[str, Any], where: str, scale: tuple[float, float]) -> NDArray[np.float64]:
+def _edges(geometry: dict[str, Any], where: str, scale: tuple[float, float], offset: Sequence[float]) -> NDArray[np.float64]:
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
         raise InputError(f"{where} is a {kind}; only Polygon and MultiPolygon have an inside. Delete it, or draw it as an area.")
     try:
         parts = []
         for ring in _rings(coordinates if kind == "MultiPolygon" else [coordinates]):
-            points = np.array(ring, dtype=np.float64)[:, :2] * (scale[1], scale[0])
+            points = (np.array(ring, dtype=np.float64)[:, :2] - (offset[1], offset[0])) * (scale[1], scale[0])
             if points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
                 raise ValueError(f"a ring of {counted(len(points), 'point')}")
             edges = np.empty((len(points), 4))
