@@ -24,6 +24,8 @@ from tests.flows.test_viewers import CHROMIUM, screenshots
 from tests.unet_core.exports.conftest import DrawOutput, draw_output
 from tests.unet_core.exports.test_geojson import pyramid
 from unet_core import worker
+from unet_core.job import make_job
+from unet_core.segment import run
 from unet_core.viewing.layers import View, view_of
 from unet_core.viewing.napari_window import _BINDINGS
 from unet_core.viewing.page import _transform
@@ -187,6 +189,20 @@ def test_an_image_of_which_a_coarser_level_was_segmented_lies_under_its_labels(d
     np.testing.assert_allclose(model.layers["classes"].scale, (0.5, 0.5))
     # The centre of the first voxel of level 0 lies a quarter of a coarse one before that of the first coarse one.
     np.testing.assert_allclose(model.layers["image"].translate, (-0.125, -0.125))
+
+
+def test_an_image_that_was_resampled_lies_under_its_labels(
+    make_model: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
+) -> None:
+    image, model = str(make_image((61, 70))), str(make_model(levels=2, voxel_size_um=(0.5, 0.4)))
+    names = {"image": image, "output": str(tmp_path / "out"), "model": model}
+    run(make_job(**names, voxel_size_um=(0.25, 0.25), resample=True))
+    view = view_of(names["output"])
+    assert (view.notes, view.shape) == ((), (31, 44))
+    shown = view.layers[0]
+    assert (shown.name, shown.pyramid.finest.spatial_shape) == ("image", (61, 70))
+    # Corners lie on each other; along x, then y, a voxel of the image is 1 / 1.6 and 1 / 2 of one of the output.
+    np.testing.assert_allclose(_transform(shown, _space(view)).matrix[1:, 1:], [[0.625, 0, 0], [0, 0.5, 0]])
 
 
 def _space(view: View) -> Any:

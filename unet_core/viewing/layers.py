@@ -130,9 +130,9 @@ def _image_layer(plan: Plan, request: Request, url: str | None) -> Layer:
         range(len(opened(0).levels)),
         is_labels=False,
     )
-    used = Source(opened(source.level), plan.spatial_axes).spatial_shape
-    if used != plan.levels[0].shape:
-        raise InputError(f"{url or request.image} has {used} voxels, {plan.levels[0].shape} were segmented; name the right one.")
+    used, planned = opened(source.level).spatial_shape[-len(plan.spatial_axes) :], source.shape[-len(plan.spatial_axes) :]
+    if used != planned:
+        raise InputError(f"{url or request.image} has {used} voxels, {planned} were segmented; name the right one.")
     channels = pyramid.finest.channel_count
     colors = dict(enumerate(_CHANNEL_COLORS)) if channels > 1 else {0: "#ffffff"}
     return Layer("image", "image", pyramid, placing, colors=colors, contrast=_contrast(pyramid))
