@@ -47,7 +47,9 @@ def write_geojson(result: Result, image: ImagePlan, path: Path, name: str, optio
         How many features were written, and the names of their measurements.
     """
     request = ledger.read_request(open_store(result.url))
-    encoder = _Encoder(result.plan.id, place(result.plan, request, options.image))
+    plan = result.plan
+    label_image = None if image.kind == "instances" else plan.all_images.index(image)
+    encoder = _Encoder(plan.id, place(plan, request, options.image), label_image)
     measured: tuple[str, ...] = ()
     if image.kind == "instances":
         if options.min_voxels > 1:
@@ -87,10 +89,10 @@ def _regions(result: Result, image: ImagePlan, encoder: _Encoder, options: Optio
     size = plan.scale[-2] * plan.scale[-1] if plan.unit == "micrometer" else None
     number = 0
     for z, value, polygon in region_outlines(walk(result.volume(image.path))):
+        number += 1  # also of those that are left out, so that the others keep theirs
         voxels = sum(_area(ring) for ring in polygon)
         if voxels < options.min_voxels:
             continue
-        number += 1
         measured: dict[str, float] = {"voxels": voxels} if options.measurements else {}
         if size and options.measurements:
             measured["area_um2"] = float(f"{voxels * size:.6g}")
@@ -126,8 +128,17 @@ def _tail(entry: LabelName, object_type: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Encoder:
+    """Makes features.
+
+    Args:
+        plan_id: of the output.
+        placing: of it.
+        label_image: number of the image whose regions are written; None for instances.
+    """
+
     plan_id: str
     placing: Placing
+    label_image: int | None
 
     def feature(self, z: int, number: int, polygons: Polygons, name: int | None, tail: bytes, measured: dict[str, Any]) -> bytes:
         """One feature as JSON.
@@ -162,12 +173,16 @@ class _Encoder:
         )
 
     def _uuid(self, z: int, number: int) -> bytes:
-        """An id that no other feature of this output has; version 8 of RFC 9562: the plan's id, section and number, as they are."""
-        high = number >> 48 & 0xFFF
-        return b"%s-%04x-8%03x-8%03x-%012x" % (
+        """An id that no other feature of this output has, of its instances or of regions of any of its label images.
+
+        Version 8 of RFC 9562: the plan's id, section and number, as they are; of regions the number of their image before their own.
+        """
+        kind, high = (0x8, number >> 48 & 0xFFF) if self.label_image is None else (0x9, self.label_image & 0xFFF)
+        return b"%s-%04x-8%03x-%x%03x-%012x" % (
             self.plan_id[:8].encode(),
             z & 0xFFFF,
             z >> 16 & 0xFFF,
+            kind,
             high,
             number & (1 << 48) - 1,
         )

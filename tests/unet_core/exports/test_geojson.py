@@ -124,6 +124,23 @@ def test_measurements_are_those_of_the_table(draw_output: DrawOutput, tmp_path: 
     assert [feature["geometry"] for feature in plain] == [feature["geometry"] for feature in features]
 
 
+def test_no_two_features_of_an_output_have_one_id(draw_output: DrawOutput, tmp_path: Path) -> None:
+    output = draw_output(blobs((40, 50)), instances="components")
+    found = []
+    for name in ("instances", "classes"):
+        export_result(str(output), str(tmp_path / f"{name}.geojson"), labels=name)
+        found += features_of(tmp_path / f"{name}.geojson")
+    ids = [uuid.UUID(feature["id"]) for feature in found]
+    assert len(set(ids)) == len(ids) > 20
+    assert {(own.variant, own.version) for own in ids} == {(uuid.RFC_4122, 8)}
+    # An outline has the same id whatever is left out beside it.
+    export_result(str(output), str(tmp_path / "large.geojson"), labels="classes", options=Options(min_voxels=5))
+    outlines = {feature["id"]: feature["geometry"] for feature in found}
+    large = features_of(tmp_path / "large.geojson")
+    assert len(large) > 3
+    assert all(outlines[feature["id"]] == feature["geometry"] for feature in large)
+
+
 @pytest.mark.usefixtures("side")
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
 def test_regions_painted_back_are_the_classes(shape: tuple[int, ...], draw_output: DrawOutput, tmp_path: Path) -> None:
