@@ -90,7 +90,12 @@ def make_legend(plan: Plan, model: ModelDescription | None, kind: LabelKind | No
     taken = {entry.value for entry in classes}
     ignore = next(value for value in range(255, 0, -1) if value not in taken) if chosen == "classes" else 65535
     settings, notes = _settings(heads, plan, classes, chosen) if model else ((), ())
-    assert len(set(names)) == len(names)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{output} has regions of which two combinations would both be the class '{twice}'; rename a region of its model, and segment "
+            "into a new output."
+        )
     return Legend(chosen, classes, ignore, settings, notes)
 
 

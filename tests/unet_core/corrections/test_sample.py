@@ -272,6 +272,19 @@ def test_overlapping_regions_become_classes_of_their_combinations(make_model: Ma
     assert head.regions == {"class 0": ("class 0", "class 0+class 1"), "class 1": ("class 1", "class 0+class 1")}
 
 
+def test_combinations_of_one_name_are_refused(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+    model = make_model("regions", classes=3)
+    description = json.loads((model / "model.json").read_text())
+    for entry, name in zip(description["classes"], ("CD4", "CD8", "CD4+CD8"), strict=True):
+        entry["name"] = name
+    (model / "model.json").write_text(json.dumps(description))
+    output = segment(make_image((60, 70)), tmp_path / "out", model)
+    with pytest.raises(InputError, match=r"two combinations would both be the class 'CD4\+CD8'; rename a region") as caught:
+        take(output, tmp_path / "crops", by="random", n=1, size=(32,))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "crops").exists()
+
+
 def test_ids_of_objects_are_exported_where_they_are_asked_for(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     output = segment(make_image(SHAPE), tmp_path / "out", make_model(classes=2), probabilities="uint8", instances="components")
     for form in ("tiff", "zarr", "geojson"):
