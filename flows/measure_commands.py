@@ -34,6 +34,8 @@ def measure(
     for option, file in (("csv", csv), ("summary", summary)):
         if file is not None:
             check_file(option, file)
+    if csv is not None and csv == summary:
+        raise JobError(f"--csv and --summary are both {csv}; give two files.")
     if regions is not None:
         if len(outputs) > 1:
             raise JobError(

@@ -13,6 +13,8 @@ from unet_core.places import check_location
 from unet_core.store import is_remote, local_path, open_store
 from unet_core.tables import as_csv, has_regions_table, read_objects_table
 
+_SUFFIX = ".csv"
+
 
 def write_csv(outputs: Sequence[str], url: str) -> int:
     """The objects of all outputs, with their regions where they were counted; how many rows.
@@ -43,7 +45,7 @@ def _objects(output: str, several: bool) -> pa.Table:
 
 
 def check_file(option: str, url: str) -> None:
-    """Refuse what cannot be the place of a file.
+    """Refuse what cannot be the place of a table, or holds something else: a table is replaced, an image is not.
 
     Raises:
         JobError: naming the option.
@@ -51,8 +53,16 @@ def check_file(option: str, url: str) -> None:
     check_location(option, url)
     if url.endswith("/") or (not is_remote(url) and local_path(url).is_dir()):
         raise JobError(f"--{option} is {url}, which is a folder; give the name of a file.")
+    folder, name = _folder_and_name(url)
+    if not name.lower().endswith(_SUFFIX) and open_store(folder).exists(name):
+        raise JobError(f"--{option} is {url}, which exists and has no name in {_SUFFIX}; give another, only tables are replaced.")
 
 
 def _put(url: str, data: bytes) -> None:
+    folder, name = _folder_and_name(url)
+    open_store(folder).put(name, data)
+
+
+def _folder_and_name(url: str) -> tuple[str, str]:
     folder, slash, name = url.rpartition("/")
-    open_store(folder or slash or ".").put(name, data)
+    return folder or slash or ".", name

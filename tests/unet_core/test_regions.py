@@ -271,5 +271,14 @@ def test_what_are_no_regions_of_the_image_is_refused(results: Run, tmp_path: Pat
         app(words, exit_on_error=False, result_action="return_value")
     with pytest.raises(JobError, match="--csv is .*, which is a folder"):
         app(["measure", fine, "--csv", str(tmp_path)], exit_on_error=False, result_action="return_value")
+    picture = tmp_path / "slide.svs"
+    picture.write_bytes(b"voxels")
+    for option in ("--csv", "--summary"):
+        with pytest.raises(JobError, match=rf"{option} is .*slide.svs, which exists and has no name in .csv; give another"):
+            app(["measure", fine, option, str(picture)], exit_on_error=False, result_action="return_value")
+    assert picture.read_bytes() == b"voxels"
+    both = str(tmp_path / "both.csv")
+    with pytest.raises(JobError, match="--csv and --summary are both .*both.csv; give two files"):
+        app(["measure", fine, "--csv", both, "--summary", both], exit_on_error=False, result_action="return_value")
     with pytest.raises(JobError, match="No result is named"):
         app(["measure"], exit_on_error=False, result_action="return_value")
