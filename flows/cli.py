@@ -196,14 +196,11 @@ def seams(output: str, *, json: Flag = False, debug: Flag = False) -> int:
     """Tell how much a result jumps at the faces of its tiles or blocks, compared with planes elsewhere."""
     from dataclasses import asdict
 
-    from unet_core.seams import measure_seams
+    from unet_core.seams import measure_seams, without_faces
+    from unet_core.segment import read_status
 
     found = {axis: asdict(score) for axis, score in measure_seams(output).items()}
-    print(
-        output
-        if found
-        else f"{output} has no faces inside what was computed: no two tiles or blocks of it meet within an image or section"
-    )
+    print(output if found else f"{output}: {without_faces(next(iter(read_status(output).stages.values()))[0])}")
     _print_seams(found)
     if json:
         print_json(found)
