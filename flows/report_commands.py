@@ -11,23 +11,21 @@ def report(
     image: str | None = None,
     *,
     to: str = "report.html",
-    seams: Flag = False,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
-    """Write a page about a result, finished or not: pictures, areas, objects, times, audit and where it comes from.
+    """Write a page about a result, finished or not: pictures, areas, objects, times, audit, seams and where it comes from.
 
     Args:
         output: Result of `unet segment`.
         image: Where its image lies now; where it lay when it was segmented unless told.
         to: File of the page, which needs nothing else; an earlier page is replaced.
-        seams: Measure too how much the result jumps at the faces of its blocks.
         json: Print a machine-readable last line: every number of the page.
         debug: Show tracebacks.
     """
     from unet_core.report.making import make_report
 
-    facts, found = make_report(output, image, to, seams=seams)
+    facts, found = make_report(output, image, to)
     audit = facts.audit
     print(f"{facts.state}: {audit.units_done} of {audit.units_wanted} units of {output}")
     print(f"  page: {to}")

@@ -96,6 +96,7 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     assert set(artifacts) == {"segmentation-progress", "segmentation-batches", "segmentation-summary"}
     assert artifacts["segmentation-progress"]["data"] == 100
     assert "](data:image/jpeg;base64," in artifacts["segmentation-summary"]["data"]
+    assert "seams: across y, " in artifacts["segmentation-summary"]["data"]
     page = Page(tmp_path / "out" / REPORT_KEY)
     assert page.facts["state"] == "complete"
     assert page.facts["seconds"] > 0

@@ -40,7 +40,7 @@ def output(make_model: Maker, make_image: Maker, tmp_path: Path) -> Path:
 def test_the_last_line_says_what_the_page_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: Path, tmp_path: Path
 ) -> None:
-    code, out, err = call(monkeypatch, capsys, "report", output, "--to", tmp_path / "new" / "page.html", "--seams", "--json")
+    code, out, err = call(monkeypatch, capsys, "report", output, "--to", tmp_path / "new" / "page.html", "--json")
     assert (code, err) == (0, "")
     page = Page(tmp_path / "new" / "page.html")
     check_inert(page)

@@ -11,7 +11,7 @@ import unet_core
 from unet_core.ledger import Record
 from unet_core.report.objects import ObjectFacts, object_facts, voxel_size_um
 from unet_core.report.opened import Opened
-from unet_core.seams import Seam
+from unet_core.seams import Seam, without_faces
 from unet_core.store import redacted
 
 SCHEMA = 1
@@ -168,6 +168,15 @@ class Facts:
     warnings: tuple[str, ...]
     written_by: str
     schema: int = SCHEMA
+
+    @property
+    def seam_lines(self) -> tuple[tuple[str, bool | None], ...]:
+        """What is said of seams, each with whether they show; nothing where they were not measured."""
+        if self.seams is None:
+            return ()
+        if not self.seams:
+            return ((without_faces(self.stages[0].done), None),)
+        return tuple((seam.sentence(axis), seam.is_seen) for axis, seam in self.seams.items())
 
 
 def gather_facts(opened: Opened, told: Told | None = None) -> Facts:

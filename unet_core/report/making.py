@@ -17,16 +17,17 @@ from unet_core.report.gallery import data_uri, draw_gallery
 from unet_core.report.markdown import report_markdown
 from unet_core.report.opened import open_output
 from unet_core.report.page import check_place, now, render_report, report_json, write_page
-from unet_core.seams import measure_seams
+from unet_core.seams import result_seams
 
 __all__ = ["make_report", "report_run"]
 
 _MOST_READ_BY_RUN = 1 << 29  # voxels of the image for one picture: a run that is over should not be kept waiting
 _PICTURE_QUALITY = 70
+_FACETS_BY_RUN = 50  # an axis: likewise
 
 
 def make_report(
-    output: str, image: str | None = None, to: str | None = None, told: Told | None = None, seams: bool = False
+    output: str, image: str | None = None, to: str | None = None, told: Told | None = None
 ) -> tuple[Facts, dict[str, Any]]:
     """Report an output, finished or not.
 
@@ -35,7 +36,6 @@ def make_report(
         image: where its image lies now; where it lay when it was segmented unless told.
         to: file of the page; None for no file.
         told: what the run knows, if it is at hand.
-        seams: measure the seam score, which reads more of the result.
 
     Returns:
         The facts, and everything on the page as JSON has it.
@@ -48,8 +48,8 @@ def make_report(
         check_place(to)
     opened = open_output(output, image)
     told = told or Told()
-    if seams and told.seams is None:
-        told = replace(told, seams=measure_seams(output))
+    if told.seams is None:
+        told = replace(told, seams=result_seams(opened.result, opened.segmented))
     facts, gallery = gather_facts(opened, told), draw_gallery(opened)
     written = now()
     if to is not None:
@@ -69,12 +69,16 @@ def report_run(output: str, told: Told, lines: Sequence[str] = ()) -> tuple[str,
         Markdown, with a picture; and why there is no page or picture, if there is none.
     """
     opened = open_output(output)
-    facts = gather_facts(opened, told)
     try:
+        if told.seams is None:
+            told = replace(told, seams=result_seams(opened.result, opened.segmented, _FACETS_BY_RUN))
+        facts = gather_facts(opened, told)
         scene = opened.scene(_MOST_READ_BY_RUN)
         opened.store.put(ledger.REPORT_KEY, render_report(facts, draw_gallery(opened, scene), now()).encode())
         sheet, _ = draw_summary(scene)
     except (UnetCoreError, OSError) as error:  # the result is there all the same
-        return report_markdown(facts, lines=lines), f"{error}; 'unet report {output}' writes a page about the result."
+        return report_markdown(
+            gather_facts(opened, told), lines=lines
+        ), f"{error}; 'unet report {output}' writes a page about the result."
     picture = data_uri("jpeg", jpeg(np.asarray(sheet), _PICTURE_QUALITY))
     return report_markdown(facts, picture, f"{facts.output.rstrip('/')}/{ledger.REPORT_KEY}", lines), None

@@ -34,7 +34,7 @@ def report_markdown(facts: Facts, picture: str = "", page: str = "", lines: Sequ
     if facts.objects is not None:
         parts.append(_objects(facts))
     parts += [plain(line) for line in lines]
-    said = [seam.sentence(axis) for axis, seam in (facts.seams or {}).items()]
+    said = [f"seams: {text}" for text, _ in facts.seam_lines]
     said += [*facts.warnings, *skipped.failures]
     if skipped.unwanted_blocks:
         why = "; ".join(skipped.masks) or "outside the region that was asked for"

@@ -73,7 +73,14 @@ def test_a_run_leaves_its_page_and_a_later_one_withdraws_it(make_model: Maker, m
     read = Read(markdown)
     assert read.tags.count("img") == 1
     assert "data:image/jpeg;base64," in markdown
-    for text in ("complete", "class 1", f"{page.facts['classes'][1]['voxels']:,}", "1 of 1 blocks", "8 blocks were not wanted"):
+    for text in (
+        "complete",
+        "class 1",
+        f"{page.facts['classes'][1]['voxels']:,}",
+        "1 of 1 blocks",
+        "8 blocks were not wanted",
+        "seams: one block, no faces",
+    ):
         assert text in read.text
     prepare(resolve(make_job(**common, block_shape=(32, 32))), job.output)  # more is wanted now
     assert not (tmp_path / "out" / ledger.REPORT_KEY).exists()
@@ -89,6 +96,7 @@ def test_a_run_whose_blocks_failed_says_so_first(make_model: Maker, make_image: 
     read = Read(markdown)
     assert read.text.split("\n")[0].startswith("NOT COMPLETE: 3 of")
     assert "segment block 3 failed" in read.text
+    assert "seams: across x, labels (no probabilities are kept) change at faces" in read.text
 
 
 def test_without_its_image_a_run_is_told_without_pictures(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:

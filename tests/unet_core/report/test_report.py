@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from unet_core.planning import resolve
 from unet_core.report.facts import Told
 from unet_core.report.making import make_report
 from unet_core.report.opened import open_output
+from unet_core.seams import measure_seams
 from unet_core.segment import prepare, run
 
 Maker = Callable[..., Path]
@@ -189,9 +191,27 @@ def test_hashes_and_times_are_those_of_the_files(job: SegmentationJob, tmp_path:
         assert sum(stage["seconds"].values()) == pytest.approx(sum(value for _, value in seconds))
     assert page.facts["seconds"] == summary.seconds
     assert page.facts["plan"]["id"] == summary.plan
-    assert page.facts["seams"] is None
     assert not page.has_class("banner")
-    assert set(report_of(job.output, tmp_path, seams=True).facts["seams"]) == {"y", "x"}
+
+
+def test_the_audit_says_what_is_known_of_seams(job: SegmentationJob, make_model: Maker, tmp_path: Path) -> None:
+    whole = {"block_shape": (96, 320), "voxel_size_um": None}
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("probabilities", {"probabilities": "float32"}, "across y, probabilities jump at faces"),
+        ("labels", {}, "across y, labels (no probabilities are kept) change at faces"),
+        ("one", whole, "one block, no faces"),
+    )
+    for name, options, words in cases:
+        own = job.model_copy(update={"output": str(tmp_path / name)} | options)
+        run(own)
+        page = report_of(own.output, tmp_path)
+        audit = page.text[page.text.index("sha256 of all records") : page.text.index("Where it comes from")]
+        assert words in audit
+        seams = page.facts["seams"]
+        assert seams == {axis: asdict(seam) for axis, seam in measure_seams(own.output).items()}
+        assert {seam["of"] for seam in seams.values()} == ({name} if seams else set())
+        assert ("Of labels it tells less than of probabilities" in audit) == (name == "labels")
+        assert all(seam.sentence(axis) in audit for axis, seam in measure_seams(own.output).items())
 
 
 def test_an_unfinished_result_says_so_in_red_at_the_top(job: SegmentationJob, tmp_path: Path) -> None:
