@@ -10,6 +10,7 @@ from unet_core import inputs, output, sampling
 from unet_core.attachment.place import Attachment, plan_attachment
 from unet_core.block_shapes import chunk_shape_for
 from unet_core.blocks import BLOCK_SIZES, choose_blocks, deep_chunks, input_bytes, objects_bytes, stacked_shapes, voxel_bytes
+from unet_core.completion import Asked, asked_of
 from unet_core.ensemble import Ensemble, check_alike
 from unet_core.errors import VolumeError
 from unet_core.foreground.asked import apply_masks
@@ -48,7 +49,7 @@ MAX_AMPLIFICATION = 4  # voxels read for each written, above which the user is w
 class Planned:
     """A plan with what the plan leaves out: who asked for which blocks where, and what it will cost.
 
-    ``attachment`` is where in the image the labels go as well.
+    ``attachment`` is where in the image the labels go as well. ``asked`` tells the job from others.
     ``whole_box`` names the layers that look at a whole tile, in plans that are not exact.
     """
 
@@ -58,6 +59,7 @@ class Planned:
     warnings: tuple[str, ...]
     whole_box: tuple[str, ...] = ()
     attachment: Attachment | None = None
+    asked: Asked | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before starting it."""
@@ -115,6 +117,7 @@ def resolve(job: SegmentationJob) -> Planned:
     check_precision(job.precision, device)
     ensemble = Ensemble(tuple(load_model(model, job.trust_model) for model in job.models), job.symmetries)
     check_alike(ensemble.packages)
+    asked = asked_of(job, [package.sha256 for package in ensemble.packages])  # before the image is looked at
     description = ensemble.description
     head, kind = labels_of(ensemble)
     check_approximate(job, ensemble)
@@ -223,7 +226,7 @@ def resolve(job: SegmentationJob) -> Planned:
     if description.voxel_size_um == "unknown":
         warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
     warnings += resampling_warnings(job, plan)
-    return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box, plan_attachment(job, volume))
+    return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box, plan_attachment(job, volume), asked)
 
 
 def _foreground(planned: Planned) -> str:

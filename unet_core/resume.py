@@ -52,6 +52,19 @@ def check_output(planned: Planned, output_url: str) -> bool:
     return True
 
 
+def is_finished(planned: Planned, output_url: str) -> bool:
+    """Whether the audit passed for all that a plan and its request want; reads plan, request and mark only.
+
+    Raises:
+        ResumeError: if the output holds something else.
+    """
+    store = open_store(output_url)
+    if not check_output(planned, output_url):
+        return False
+    earlier = ledger.find_request(store)
+    return earlier is not None and ledger.is_complete(store, earlier) and _grown(earlier, planned.request).id == earlier.id
+
+
 def prepare(planned: Planned, output_url: str) -> Request:
     """Create the output, or take up the one that this plan began; the request that now holds.
 

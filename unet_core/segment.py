@@ -17,14 +17,15 @@ from unet_core import ledger
 from unet_core.agenda import Agenda
 from unet_core.attachment.copying import attach
 from unet_core.audit import audit, withdraw_damaged
+from unet_core.completion import write_completion
 from unet_core.errors import BlockError, UnetCoreError
-from unet_core.instances import read_joined
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.measure import TABLE_KEY
+from unet_core.outcome import count_instances, label_voxels, mark_of
 from unet_core.pipeline import run_ready
 from unet_core.places import check_writable
-from unet_core.plan import Plan, canonical_json
+from unet_core.plan import Plan
 from unet_core.planning import Planned, resolve
 from unet_core.result import Result, Status, open_result, read_status
 from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
@@ -166,20 +167,18 @@ def finish(
     records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
     store.delete(ledger.COMPLETE_KEY)
     store.delete_leftovers()  # of workers that were killed and replaced while this run went on
+    segmented = [record for record in records if record.stage == plan.stages[0].name]
+    counts, instances = label_voxels(plan, segmented), None
     if failures:  # nothing is marked, but what is damaged is to be computed again too
         failures = failures + [text for _, text in withdraw_damaged(store, plan, records)]
     else:
         audit(store, plan, request, records, withdraw=True)
-        mark = {"schema": 1, "plan": plan.id, "request": request.id, "units": len(records)}
-        store.put(ledger.COMPLETE_KEY, canonical_json(mark))
+        instances = count_instances(store, plan, request)
+        write_completion(store, mark_of(planned, request, len(records), counts, instances))
     attached: list[str] = []
     if planned.attachment and not failures:
         attached = attach(planned.attachment, output_url, plan, request)
-    segmented = [record for record in records if record.stage == plan.stages[0].name]
     fresh = [record for record in computed if record.stage == plan.stages[0].name]
-    counts = {
-        entry.name: sum(record.label_voxels.get(str(entry.value), 0) for record in segmented) for entry in plan.model.classes
-    }
     seams, unmeasured = _seams(output_url) if plan.exact is not True and not failures else ({}, [])
     size = 1.0
     for step in plan.scale:
@@ -196,7 +195,7 @@ def finish(
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
         area_unit="um^3" if len(plan.scale) == 3 else "um^2",
-        instances=None if failures or plan.instances is None else _instances(store, plan, request),
+        instances=instances,
         skipped=[mask.sentence() for mask in planned.request.masks],
         attached=attached,
         table=None if failures or plan.measure is None else TABLE_KEY,
@@ -207,14 +206,6 @@ def finish(
         hardware=sorted({record.hardware for record in segmented}),
         seams=seams,
     )
-
-
-def _instances(store: Store, plan: Plan, request: Request) -> dict[str, int]:
-    """How many there are of each class."""
-    values = read_joined(store, plan, request).values
-    region = next(image.label_value for image in plan.images if plan.instances and image.path == plan.instances.labels)
-    numbered = [entry for entry in plan.model.classes if entry.value and region in (None, entry.value)]
-    return {entry.name: int(np.count_nonzero(values == entry.value)) for entry in numbered}
 
 
 def _amplification(plan: Plan, segmented: list[Record]) -> float | None:
