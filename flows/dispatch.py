@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from distributed import Client, Future, KilledWorker, as_completed
@@ -38,6 +39,8 @@ def run_units(
     """
     if scheduler is None:
         return _run_here(output_url, request_key, units, on_record)
+    # Two results of one image, made at once, have the same request.
+    run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
     failures: list[str] = []
     suspects: list[UnitId] = []  # units that were in a worker when it died, with others
     # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
@@ -47,7 +50,7 @@ def run_units(
         flying = dict[str, UnitId]()
 
         def submit(unit: UnitId, suffix: str = "") -> Future:
-            key = f"{unit[0]}-{unit[1]}-{request_key}{suffix}"
+            key = f"{unit[0]}-{unit[1]}-{run_key}{suffix}"
             flying[key] = unit
             # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
             return client.submit(run_unit, output_url, request_key, *unit, pure=False, key=key)

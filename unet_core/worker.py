@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import BoundedSemaphore, Lock
 from typing import Any
@@ -25,12 +25,13 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.passes import Pass, read_box_of
-from unet_core.plan import Plan
+from unet_core.plan import Plan, Precision
 from unet_core.predict import Predictor, hardware_class, load_predictor
 from unet_core.sections import sections_of
 from unet_core.seen_values import seen_values
 from unet_core.stages import source_of
 from unet_core.store import Store, open_store
+from unet_core.symmetries import SymmetrySet
 from unet_core.tiles import tiles_of
 from unet_core.volumes import read_reflected
 from unet_core.volumes.chunk_cache import CachedVolume, ChunkCache, cache_bytes
@@ -80,7 +81,7 @@ def open_worker(output_url: str, request_key: str) -> Worker:
         return _opened(output_url, request_key)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # outputs whose units take turns, of an archive of small images
 def _opened(output_url: str, request_key: str) -> Worker:
     store = open_store(output_url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
@@ -88,17 +89,35 @@ def _opened(output_url: str, request_key: str) -> Worker:
         raise ResumeError(
             f"Output {output_url} now has request {request.key}, this worker was sent for {request_key}; another run took over."
         )
-    planned = tuple(zip(request.models, plan.models, strict=True))
-    ensemble = Ensemble(tuple(load_model(url, request.trust_model, model.sha256) for url, model in planned), plan.symmetries)
+    planned = tuple((url, model.sha256) for url, model in zip(request.models, plan.models, strict=True))
+    ensemble, networks = _networks(planned, request.trust_model, plan.symmetries, request.device, plan.precision, plan.threads)
     source = inputs.reopen(request.image, plan)
     predictors = tuple(
-        load_predictor(package, request.device, plan.precision, plan.threads, model.normalisation, keep_package=False)
-        for package, model in zip(ensemble.packages, plan.models, strict=True)
+        replace(network, normalisation=model.normalisation) for network, model in zip(networks, plan.models, strict=True)
     )
     read_shape = read_box_of(ensemble.passes, Box.from_shape(plan.block_shape), source.spatial_shape).shape
     chunks = ChunkCache(source.stored, cache_bytes(source.volume, read_shape))
     channels = {head.name: head.channels for head in ensemble.description.heads}
     return Worker(store, plan, request, source, chunks, ensemble.passes, predictors, channels)
+
+
+@lru_cache(maxsize=1)
+def _networks(
+    models: tuple[tuple[str, str], ...],
+    trusted: bool,
+    symmetries: SymmetrySet,
+    device: str,
+    precision: Precision,
+    threads: int,
+) -> tuple[Ensemble, tuple[Predictor, ...]]:
+    """Models on the device, for images of any intensities: loaded once for all outputs that they make.
+
+    Args:
+        models: URL and sha256 of each.
+    """
+    ensemble = Ensemble(tuple(load_model(url, trusted, sha256) for url, sha256 in models), symmetries)
+    networks = (load_predictor(package, device, precision, threads, keep_package=False) for package in ensemble.packages)
+    return ensemble, tuple(networks)
 
 
 def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> Record:
