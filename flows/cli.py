@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
+from flows.archive_commands import archive, show_archive
 from flows.convert_commands import convert
 from flows.evaluate_commands import evaluate
 from flows.export_commands import export_result
@@ -39,6 +40,7 @@ app = App(
     help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
     suppress_keyboard_interrupt=False,  # `_run` says how to go on
 )
+app.command(archive)
 app.command(train)
 app.command(models)
 app.command(networks)
@@ -169,7 +171,7 @@ def plan(image: str, output: str, options: RunOptions) -> int:
 
 @app.command
 def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
-    """Tell how far a run, or a training, is, from its output alone."""
+    """Tell how far a run, an archive, or a training, is, from its output alone."""
     from dataclasses import asdict
 
     from unet_core.training_folder import find_training
@@ -179,6 +181,11 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
         print(f"{'complete' if training.is_complete else 'unfinished'}: {training.sentence()}")
         if json:
             print_json(asdict(training) | {"state": "complete" if training.is_complete else "unfinished"})
+        return 0
+    states = show_archive(output)
+    if states is not None:
+        if json:
+            print_json(states)
         return 0
     from unet_core.segment import read_status
 

@@ -125,6 +125,14 @@ class RunOptions:
         """
         from unet_core.job import make_job
 
+        return make_job(image=image, output=output, **self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of a job, but for image and output.
+
+        Raises:
+            JobError: likewise.
+        """
         plain = (
             "symmetries",
             "trust_model",
@@ -151,20 +159,18 @@ class RunOptions:
             "ngff",
             "missing",
         )
-        return make_job(
-            image=image,
-            output=output,
-            model=self.model[0],
-            further_models=self.model[1:],
-            channels=numbers_of("channels", self.channels, int),
-            voxel_size_um=numbers_of("voxel-size", self.voxel_size, float),
-            block_shape=numbers_of("block-shape", self.block_shape, int),
-            approximate=self.approximate,
-            tile_shape=numbers_of("tile-shape", self.tile_shape, int),
-            cast=self.cast,
-            memory_gib=self.memory_gib,
+        return {
+            "model": self.model[0],
+            "further_models": self.model[1:],
+            "channels": numbers_of("channels", self.channels, int),
+            "voxel_size_um": numbers_of("voxel-size", self.voxel_size, float),
+            "block_shape": numbers_of("block-shape", self.block_shape, int),
+            "approximate": self.approximate,
+            "tile_shape": numbers_of("tile-shape", self.tile_shape, int),
+            "cast": self.cast,
+            "memory_gib": self.memory_gib,
             **{name: getattr(self, name) for name in plain},
-        )
+        }
 
 
 def numbers_of(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:

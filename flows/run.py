@@ -44,11 +44,17 @@ def check_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
         InputError: in one of its kinds.
     """
     check_cluster(cluster, workers)
+    planned = plan_job(job, cluster, workers)
+    check_reachable(cluster)
+    return planned
+
+
+def plan_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
+    """The same for a cluster that is known to be there."""
     check_writable(job.output)
     planned = resolve(job)
     check_output(planned, job.output)
     check_memory(planned, cluster, workers)
-    check_reachable(cluster)
     return planned
 
 
@@ -71,11 +77,15 @@ def check_memory(planned: Planned, cluster: str, workers: int) -> None:
 
 def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
     """Plan the job, refuse what cannot work, create or take up the output."""
-    planned = check_job(job, cluster, workers)
-    request = prepare(planned, job.output)
-    store = open_store(job.output)
+    return take_up(check_job(job, cluster, workers), job.output)
+
+
+def take_up(planned: Planned, output: str) -> Prepared:
+    """Create the output of a plan, or take it up."""
+    request = prepare(planned, output)
+    store = open_store(output)
     remaining = {stage.name: remaining_units(store, planned.plan, request, stage) for stage in planned.plan.stages}
-    return Prepared(planned, request, absolute(job.output), remaining)
+    return Prepared(planned, request, absolute(output), remaining)
 
 
 def gpu_count(device: str) -> int:

@@ -30,7 +30,7 @@ from unet_core.planning import Planned, resolve
 from unet_core.result import Result, Status, open_result, read_status
 from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
 from unet_core.seams import Seam, measure_seams
-from unet_core.store import Store, open_store
+from unet_core.store import open_store
 
 __all__ = [
     "Result",

@@ -115,8 +115,9 @@ def _networks(
     Args:
         models: URL and sha256 of each.
     """
-    ensemble = Ensemble(tuple(load_model(url, trusted, sha256) for url, sha256 in models), symmetries)
-    networks = (load_predictor(package, device, precision, threads, keep_package=False) for package in ensemble.packages)
+    with _DEVICE:  # while torch traces a network, it has replaced how modules are called, in all threads
+        ensemble = Ensemble(tuple(load_model(url, trusted, sha256) for url, sha256 in models), symmetries)
+        networks = [load_predictor(package, device, precision, threads, keep_package=False) for package in ensemble.packages]
     return ensemble, tuple(networks)
 
 

@@ -1,0 +1,164 @@
+"""The Prefect flow that segments an archive: one flow run, a task run an image (or few), one table. The work is in unet_core."""
+
+# No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
+
+import threading
+
+from flows import settings
+
+settings.apply_defaults()  # Prefect reads the environment when it is imported
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.archive_run import (
+    MOST_AT_ONCE,
+    ArchiveSnapshot,
+    Board,
+    StoppedError,
+    check_archive,
+    images_at_once,
+    on_cluster,
+    segment_image,
+)
+from unet_core.archives.job import ArchiveJob
+from unet_core.archives.preparing import PreparedArchive
+from unet_core.archives.summary import ArchiveSummary, ImageRow
+from unet_core.errors import UnetCoreError
+
+MOST_TASKS = 400  # task runs of an archive; of more images a task run takes several, one after the other
+_ROWS = 5000  # of the table in the UI; all are in archive.csv
+
+STOPPED = "The archive was stopped; what is committed stays."
+
+
+class PartialArchiveError(UnetCoreError):
+    """Some images failed; the others are complete."""
+
+    def __init__(self, summary: ArchiveSummary) -> None:
+        first = next(row for row in summary.images if row.state != "complete")
+        super().__init__(f"{summary.sentence()}; {first.result}: {first.reason}")
+        self.summary = summary
+
+
+def _flow_run_name() -> str:
+    job = runtime.flow_run.parameters["job"]
+    asked = job if isinstance(job, ArchiveJob) else ArchiveJob(**job)
+    images, *models = (place.rstrip("/").rpartition("/")[2] for place in (asked.image, *asked.models))
+    return f"{images} with {', '.join(models)}"
+
+
+@flow(
+    name="segment-archive",
+    description="Segment many images with a U-Net, each into an OME-Zarr of its own; finished ones are known by their ledgers.",
+    flow_run_name=_flow_run_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_AT_ONCE),
+)
+def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, at_once: int | None = None) -> dict:
+    """Segment the images of an archive.
+
+    Args:
+        job: Images, model, output and options.
+        cluster: ``serial``, ``local``, or the address of a dask scheduler.
+        workers: Worker processes that ``local`` starts, once for all images.
+        at_once: Images under way together.
+    """
+    logger = get_run_logger()
+    archive = check_archive(job, cluster, workers, at_once)
+    count = images_at_once(cluster, at_once)
+    done = sum(row.state == "complete" for row in archive.rows)
+    logger.info("%s images, %s complete before, %s to do", len(archive.rows), done, len(archive.jobs))
+    for row in archive.rows:
+        if row.state == "failed":
+            logger.error("%s: %s", row.result, row.reason)
+    for note in archive.notes:
+        logger.info(note)
+    board = Board(archive, _shown_progress(job))
+    numbers = list(archive.jobs)
+    size = max(1, -(-len(numbers) // MOST_TASKS))
+    groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    if groups:
+        _run(groups, count, archive, board, cluster, workers)
+    summary = board.write()
+    create_table_artifact([_shown(row) for row in summary.images[:_ROWS]], key="archive-images", description=summary.sentence())
+    if summary.status != "complete":
+        raise PartialArchiveError(summary)
+    return summary.as_json()
+
+
+def _run(groups: list[list[int]], count: int, archive: PreparedArchive, board: Board, cluster: str, workers: int) -> None:
+    """Task runs, as many at a time as images are to be under way."""
+    waiting = iter(groups)
+    running: set[PrefectFuture] = set()
+    with on_cluster(archive, board, cluster, workers) as scheduler:
+        while True:
+            while len(running) < count and (group := next(waiting, None)) is not None:
+                names = [archive.rows[number].result for number in (group[0], group[-1])]
+                name = names[0] if len(group) == 1 else f"{names[0]} to {names[1]}"
+                running.add(segment_images.submit(name, group, archive, board, scheduler, cluster, workers))
+            if not running:
+                return
+            ended = next(as_completed(list(running)))
+            running.remove(ended)
+            if board.broken is not None:
+                raise board.broken
+
+
+@task(name="images", task_run_name="{name}", retries=0, cache_policy=NO_CACHE, persist_result=False)
+def segment_images(
+    name: str, numbers: list[int], archive: PreparedArchive, board: Board, scheduler: str | None, cluster: str, workers: int
+) -> State:
+    """Segment images one after the other: plan, blocks on the workers that all share, audit."""
+    logger = get_run_logger()
+    wrong: list[str] = []
+    for number in numbers:
+        try:
+            row = segment_image(archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+        except StoppedError:
+            return Cancelled(message=STOPPED)
+        except Exception as error:
+            board.broken = error
+            raise
+        board.put(number, row)
+        if row.state == "complete":
+            logger.info("%s complete in %.1f s: %s", row.result, row.seconds or 0.0, _found(row) or "nothing found")
+        else:
+            logger.error("%s %s: %s", row.result, row.state, row.reason)
+            wrong.append(f"{row.result} {row.state}: {row.reason}")
+    return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{len(numbers)} complete")
+
+
+def _shown_progress(job: ArchiveJob):
+    """A progress artifact, and what updates it; also in a flow whose images are all complete."""
+    artifact = create_progress_artifact(0.0, key="archive-progress", description=f"{job.image} -> {job.output}")
+    lock = threading.Lock()
+
+    def show(snapshot: ArchiveSnapshot) -> None:
+        with lock:
+            update_progress_artifact(artifact, 100 * snapshot.fraction, description=snapshot.sentence())
+
+    return show
+
+
+def _found(row: ImageRow) -> str:
+    counts = [f"{count:,} voxels of {name}" for name, count in (row.classes or {}).items()]
+    return ", ".join([*counts, *(f"{count:,} objects of {name}" for name, count in (row.objects or {}).items())])
+
+
+def _shown(row: ImageRow) -> dict:
+    """A row of the table in the UI."""
+    return {
+        "image": row.image,
+        "result": row.result,
+        "state": row.state,
+        "classes": ", ".join(f"{name} {count:,}" for name, count in (row.classes or {}).items()),
+        "objects": ", ".join(f"{name} {count:,}" for name, count in (row.objects or {}).items()),
+        "seconds": "" if row.seconds is None else row.seconds,
+        "reason": row.reason,
+        "owner": row.owner,
+        "project": row.project,
+    }

@@ -1,0 +1,279 @@
+"""An archive on one cluster, without Prefect: a few images at once, all on the same workers, each by the path of a single one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flows.clusters import check_cluster, check_reachable, open_cluster
+from flows.dispatch import ClusterLostError, run_units
+from flows.progress import Progress, Snapshot
+from flows.run import gpu_count, plan_job, run_stages, take_up
+from unet_core.agenda import Agenda, UnitId
+from unet_core.archives.job import ArchiveJob
+from unet_core.archives.preparing import PreparedArchive, prepare_archive
+from unet_core.archives.summary import (
+    ArchiveSummary,
+    ImageRow,
+    computed_row,
+    failed_row,
+    finished_row,
+    status_of,
+    write_summary,
+)
+from unet_core.errors import JobError, UnetCoreError
+from unet_core.job import SegmentationJob
+from unet_core.ledger import Record
+from unet_core.memory import GIB
+from unet_core.outcome import take_over
+from unet_core.predict import resolve_device
+
+AT_ONCE, MOST_AT_ONCE = 4, 64  # images; while one is planned or audited, the workers have blocks of the others
+_SUMMARY_SECONDS = 5.0  # between summaries that are written
+_PLANNING = threading.Lock()  # while torch traces a network, it has replaced how modules are called, in all threads
+
+
+class StoppedError(UnetCoreError):
+    """The archive is to end; what is committed stays."""
+
+
+@dataclass(frozen=True)
+class ArchiveSnapshot(Snapshot):
+    """Progress at one moment: images, and units of those that were begun."""
+
+    ended: int = 0
+    images: int = 0
+
+    @property
+    def fraction(self) -> float:
+        return self.ended / self.images if self.images else 1.0
+
+    def sentence(self) -> str:
+        rate = self.voxels / self.seconds if self.seconds > 0 else 0.0
+        return f"{self.ended} of {self.images} images, {self.done} units, {rate / 1e6:.2f} Mvoxel/s"
+
+
+class Board:
+    """How far an archive is: rows that any thread fills in, written to its output now and then, and at the end.
+
+    Args:
+        archive: as prepared.
+        show: told the progress, at most once a second.
+    """
+
+    def __init__(self, archive: PreparedArchive, show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None) -> None:
+        self.stopping = threading.Event()
+        self.broken: Exception | None = None  # what is wrong with all, such as a cluster that is lost
+        self._archive, self._show = archive, show
+        self._rows = list(archive.rows)
+        self._lock = threading.Lock()
+        self._began = self._written = time.monotonic()
+        self._units = 0
+        self._progress = Progress(0, self._tell)
+
+    def expect(self, units: int) -> None:
+        with self._lock:
+            self._units += units
+            self._progress.expect(self._units)
+
+    def add(self, record: Record) -> None:
+        self._progress.add(record)
+
+    def put(self, number: int, row: ImageRow) -> None:
+        """Fill in the row of an image that has ended."""
+        with self._lock:
+            self._rows[number] = row
+            if time.monotonic() - self._written >= _SUMMARY_SECONDS:
+                self._written = time.monotonic()
+                write_summary(self._summary())
+
+    def write(self) -> ArchiveSummary:
+        """Leave the summary in the output."""
+        with self._lock:
+            summary = self._summary()
+            write_summary(summary)
+        return summary
+
+    def row(self, number: int) -> ImageRow:
+        return self._rows[number]
+
+    def _summary(self) -> ArchiveSummary:
+        job = self._archive.job
+        return ArchiveSummary(
+            source=job.image,
+            output=job.output,
+            status=status_of(self._rows),
+            models=job.models,
+            seconds=round(time.monotonic() - self._began, 3),
+            notes=self._archive.notes,
+            images=tuple(self._rows),
+        )
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        ended = sum(row.state != "waiting" for row in self._rows)
+        self._show(ArchiveSnapshot(**vars(snapshot), ended=ended, images=len(self._rows)))
+
+
+class _Stoppable:
+    """Units that are no longer handed out once the archive is to end: those in flight come back, and the image is left as it is."""
+
+    def __init__(self, agenda: Agenda, stopping: threading.Event) -> None:
+        self._agenda, self._stopping = agenda, stopping
+
+    def take(self) -> UnitId | None:
+        return None if self._stopping.is_set() else self._agenda.take()
+
+    def committed(self, stage: str, index: int) -> None:
+        self._agenda.committed(stage, index)
+
+
+def check_archive(
+    job: ArchiveJob, cluster: str, workers: int, at_once: int | None, show: Callable[[int, int], None] = lambda done, total: None
+) -> PreparedArchive:
+    """List and look at the images, and refuse what cannot work; nothing is written.
+
+    Raises:
+        InputError: in one of its kinds.
+    """
+    check_cluster(cluster, workers)
+    images_at_once(cluster, at_once)
+    archive = prepare_archive(job, show)
+    if archive.jobs:
+        check_reachable(cluster)
+    return archive
+
+
+def images_at_once(cluster: str, at_once: int | None) -> int:
+    """How many images are under way together, by default.
+
+    Raises:
+        JobError: if so many cannot be.
+    """
+    if at_once is None:
+        return 1 if cluster == "serial" else AT_ONCE
+    if not 1 <= at_once <= MOST_AT_ONCE:
+        raise JobError(f"--at-once is {at_once}; give 1 to {MOST_AT_ONCE}.")
+    if at_once > 1 and cluster == "serial":
+        raise JobError(f"--at-once is {at_once}, but --cluster serial works on one image after the other; use --cluster local.")
+    return at_once
+
+
+def segment_image(
+    job: SegmentationJob, row: ImageRow, scheduler: str | None, cluster: str, workers: int, board: Board
+) -> ImageRow:
+    """Plan, compute and audit one image on workers that are there; its row, whatever went wrong.
+
+    Args:
+        job: of the image.
+        row: of the image so far.
+        scheduler: address; None for this process.
+        cluster: that the scheduler belongs to.
+        workers: likewise.
+        board: of the archive.
+
+    Raises:
+        StoppedError: if the archive is to end.
+        ClusterLostError: if the scheduler went away.
+    """
+    began = time.perf_counter()
+    try:
+        with _PLANNING:
+            if board.stopping.is_set():
+                raise StoppedError("stopped")
+            planned = plan_job(job, cluster, workers)
+        found = take_over(planned, job.output)
+        if found is not None:
+            return finished_row(row, found)
+        prepared = take_up(planned, job.output)
+        board.expect(prepared.total)
+
+        def run_all(address: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
+            records: list[Record] = []
+
+            def note(record: Record) -> None:
+                records.append(record)
+                board.add(record)
+
+            failures = run_units(address, prepared.output, prepared.request.key, _Stoppable(agenda, board.stopping), note)
+            if board.stopping.is_set():
+                raise StoppedError("stopped")
+            return records, failures
+
+        summary = run_stages(prepared, scheduler or "serial", workers, run_all)
+    except Exception as error:  # whatever is wrong with one image, the others go on
+        if board.stopping.is_set():
+            raise StoppedError("stopped") from error
+        if isinstance(error, ClusterLostError):
+            raise
+        return failed_row(row, error)
+    return computed_row(row, summary, time.perf_counter() - began)
+
+
+@contextmanager
+def on_cluster(archive: PreparedArchive, board: Board, cluster: str, workers: int) -> Iterator[str | None]:
+    """The scheduler that all images share, while the context lasts; whatever ends it, the summary is left in the output.
+
+    An interrupt stops the workers first, then what waits for them.
+    """
+    board.write()
+    job = archive.job
+    try:
+        with open_cluster(cluster, workers, gpu_count(resolve_device(job.device)), int(job.memory_gib * GIB)) as scheduler:
+            try:
+                yield scheduler
+            except BaseException:
+                board.stopping.set()
+                raise
+    finally:
+        board.write()
+
+
+def segment_archive_on_cluster(
+    archive: PreparedArchive,
+    cluster: str = "local",
+    workers: int = 2,
+    at_once: int | None = None,
+    show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
+    told: Callable[[ImageRow], None] = lambda row: None,
+) -> ArchiveSummary:
+    """Segment what an archive still lacks; Prefect is not imported.
+
+    Args:
+        archive: see ``check_archive``.
+        cluster: ``serial``, ``local``, or a scheduler's address.
+        workers: processes that ``local`` starts, once for all images.
+        at_once: images under way together.
+        show: called with the progress, at most once a second.
+        told: called with the row of each image that ended.
+    """
+    board = Board(archive, show)
+    count = images_at_once(cluster, at_once)
+
+    def run(number: int, scheduler: str | None) -> None:
+        row = segment_image(archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+        board.put(number, row)
+        told(row)
+
+    if not archive.jobs:
+        return board.write()
+    if count == 1:  # in this thread, so that Ctrl-C stops the network at once
+        with on_cluster(archive, board, cluster, workers) as scheduler:
+            for number in archive.jobs:
+                run(number, scheduler)
+    else:
+        with ThreadPoolExecutor(count, "unet-image") as pool, on_cluster(archive, board, cluster, workers) as scheduler:
+            waiting = iter(archive.jobs)
+            running: set[Future[None]] = set()
+            while True:
+                while len(running) < count and (number := next(waiting, None)) is not None:
+                    running.add(pool.submit(run, number, scheduler))
+                if not running:
+                    break
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+    return board.write()

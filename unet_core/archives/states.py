@@ -1,0 +1,42 @@
+"""How far an archive is, by the ledgers of its results: the summary says which images there are, and is believed in nothing else."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from unet_core import ledger
+from unet_core.archives.summary import ArchiveSummary, ImageRow, find_summary, finished_row, status_of
+from unet_core.completion import find_completion
+from unet_core.errors import UnetCoreError
+from unet_core.result import read_status
+from unet_core.store import open_store
+
+_READERS = 8
+
+
+def read_states(output: str) -> ArchiveSummary | None:
+    """The summary of an archive with the states of its results as they are now; None if the folder holds no archive."""
+    summary = find_summary(output)
+    if summary is None:
+        return None
+    folder = output.rstrip("/")
+
+    def now(row: ImageRow) -> ImageRow:
+        url = f"{folder}/{row.result}"
+        try:
+            store = open_store(url)
+            request = ledger.find_request(store)
+            found = None if request is None else find_completion(store, request)
+            if found is not None:
+                return finished_row(row, found).model_copy(update={"reason": ""})
+            if request is None:  # nothing was begun
+                return row if row.state == "failed" else row.model_copy(update={"state": "waiting"})
+            done, wanted = (sum(counts) for counts in zip(*read_status(url).stages.values(), strict=True))
+        except (UnetCoreError, OSError) as error:
+            return row.model_copy(update={"state": "failed", "reason": str(error)})
+        state = row.state if row.state in ("partial", "failed") else "waiting"
+        return row.model_copy(update={"state": state, "reason": row.reason or f"{done} of {wanted} units done"})
+
+    with ThreadPoolExecutor(_READERS, "unet-states") as readers:
+        rows = tuple(readers.map(now, summary.images))
+    return summary.model_copy(update={"images": rows, "status": status_of(rows), "output": output})
