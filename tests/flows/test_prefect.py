@@ -19,6 +19,7 @@ import pytest
 import zarr
 
 from tests.conftest import textured
+from tests.flows.test_archive import write_images
 from tests.flows.test_signals import STOPPED, segment_arguments, stop
 from tests.unet_core.report.pages import Page
 from tests.unet_core.test_segment import digest
@@ -110,6 +111,41 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
         )
     )
     assert digest(tmp_path / "out") == digest(tmp_path / "serial")
+
+
+def test_an_archive_is_one_flow_run_with_a_task_run_an_image_and_a_table(
+    server: dict[str, str], make_model: Maker, tmp_path: Path
+) -> None:
+    folder, model = write_images(tmp_path / "in", {"a": (41, 53), "b": (90, 17), "sub/e": (7, 9)}), make_model(levels=2)
+    options = ("--model", model, "--block-shape", "32,32", "--instances", "components", "--at-once", 2)
+    done = unet(server, "archive", folder, tmp_path / "out", *options, "--json")
+    assert done.returncode == 3, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["counts"] == {"complete": 3, "failed": 1}
+    api = server["PREFECT_API_URL"]
+    runs = ask(api, "/flow_runs/filter", {"flows": {"name": {"any_": ["segment-archive"]}}})
+    assert [(entry["state_type"], entry["name"]) for entry in runs] == [("FAILED", f"in with {model.name}")]
+    assert "broken.zarr" in runs[0]["state"]["message"]
+    of_run = {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}
+    tasks = ask(api, "/task_runs/filter", of_run)
+    assert {entry["name"]: entry["state_type"] for entry in tasks} == dict.fromkeys(
+        ("a.zarr", "b.zarr", "sub-e.zarr"), "COMPLETED"
+    )
+    artifacts = ask(api, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
+    by_key = {entry["key"]: entry["data"] for entry in artifacts}
+    table = {row["result"]: row for row in json.loads(by_key["archive-images"])}
+    assert {name: row["state"] for name, row in table.items()} == {row["result"]: row["state"] for row in found["images"]}
+    assert "cut short" in table["broken.zarr"]["reason"]
+    for name in ("a", "b", "sub/e"):
+        image, single, result = f"{folder}/{name}.tif", tmp_path / f"single/{name}", f"{name.replace('/', '-')}.zarr"
+        run(make_job(image=image, output=str(single), model=str(model), block_shape=(32, 32), instances="components"))
+        assert digest(tmp_path / "out" / result) == digest(single)
+    (folder / "broken.tif").unlink()
+    again = unet(server, "archive", folder, tmp_path / "out", *options)
+    assert again.returncode == 0, again.stderr[-2000:]
+    last = ask(api, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    assert last["state_type"] == "COMPLETED"
+    assert not ask(api, "/task_runs/filter", {"flow_runs": {"id": {"any_": [last["id"]]}}})
 
 
 def test_a_run_with_failed_blocks_is_red(server: dict[str, str], make_model: Maker, tmp_path: Path) -> None:
