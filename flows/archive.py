@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
 import threading
+from collections.abc import Callable
 
 from flows import settings
 
@@ -17,7 +18,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.archive_run import (
     MOST_AT_ONCE,
-    ArchiveSnapshot,
     Board,
     StoppedError,
     check_archive,
@@ -77,13 +77,15 @@ def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, a
             logger.error("%s: %s", row.result, row.reason)
     for note in archive.notes:
         logger.info(note)
-    board = Board(archive, _shown_progress(job))
+    update = _progress_artifact(job)
+    board = Board(archive, lambda snapshot: update(snapshot.fraction, snapshot.sentence()))
     numbers = list(archive.jobs)
     size = max(1, -(-len(numbers) // MOST_TASKS))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     if groups:
         _run(groups, count, archive, board, cluster, workers)
     summary = board.write()
+    update(1.0, summary.sentence())
     create_table_artifact([_shown(row) for row in summary.images[:_ROWS]], key="archive-images", description=summary.sentence())
     if summary.status != "complete":
         raise PartialArchiveError(summary)
@@ -132,16 +134,16 @@ def segment_images(
     return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{len(numbers)} complete")
 
 
-def _shown_progress(job: ArchiveJob):
-    """A progress artifact, and what updates it; also in a flow whose images are all complete."""
+def _progress_artifact(job: ArchiveJob) -> Callable[[float, str], None]:
+    """What updates the progress artifact, from any thread."""
     artifact = create_progress_artifact(0.0, key="archive-progress", description=f"{job.image} -> {job.output}")
     lock = threading.Lock()
 
-    def show(snapshot: ArchiveSnapshot) -> None:
+    def update(fraction: float, sentence: str) -> None:
         with lock:
-            update_progress_artifact(artifact, 100 * snapshot.fraction, description=snapshot.sentence())
+            update_progress_artifact(artifact, 100 * fraction, description=sentence)
 
-    return show
+    return update
 
 
 def _found(row: ImageRow) -> str:

@@ -103,7 +103,7 @@ def print_rows(rows: tuple[ImageRow, ...]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _FILE_LETTERS
     table = Table(
@@ -121,7 +121,7 @@ def print_rows(rows: tuple[ImageRow, ...]) -> None:
         table.add_row(
             visible(row.result), row.state, found, "" if row.seconds is None else f"{row.seconds:.1f}", visible(row.image)
         )
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _counts(counts: dict[str, int] | None, what: str) -> list[str]:

@@ -17,7 +17,8 @@ def measure(
     """Count the objects of results, in regions if there are any; their tables as CSV.
 
     Args:
-        outputs: Results of `unet segment` with --instances; tables/objects.parquet of each has a row for each object.
+        outputs: Results of `unet segment` with --instances, or outputs of `unet archive`, for their complete results (ARCHIVE/*.zarr names them
+            too); tables/objects.parquet of each result has a row for each object.
         regions: Of one result: outlines drawn in QuPath (GeoJSON), or another result of the same image, such as of its tissue; which region
             each object lies in is kept in tables/regions.parquet.
         csv: File for the rows of all objects, with their regions.
@@ -25,6 +26,7 @@ def measure(
         json: Print a machine-readable last line.
         debug: Show tracebacks.
     """
+    from unet_core.archives.states import results_of
     from unet_core.errors import JobError
     from unet_core.object_files import check_file, write_csv, write_summary
     from unet_core.object_summary import sentences, summarise
@@ -36,6 +38,7 @@ def measure(
             check_file(option, file)
     if csv is not None and csv == summary:
         raise JobError(f"--csv and --summary are both {csv}; give two files.")
+    outputs = tuple(result for output in outputs for result in results_of(output))
     if regions is not None:
         if len(outputs) > 1:
             raise JobError(

@@ -81,10 +81,22 @@ def test_a_folder_gives_the_results_of_single_runs_and_a_broken_image_is_named(
         assert (row["state"], row["classes"], row["objects"]) == ("complete", alone.label_voxels, alone.instances)
         assert sum(row["classes"].values()) == np.prod(shape)
     check_second_run(monkeypatch, capsys, output, arguments, rows)
-    code, out, _ = call(monkeypatch, capsys, "measure", *sorted(output.glob("*.zarr")), "--summary", tmp_path / "all.csv")
+    check_measured(monkeypatch, capsys, rows, tmp_path / "globbed.csv", sorted(output.glob("*.zarr")))
+    check_measured(monkeypatch, capsys, rows, tmp_path / "named.csv", [output])
+
+
+def check_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: dict[str, dict[str, Any]],
+    file: Path,
+    outputs: list[Path],
+) -> None:
+    """All results in one table, with the objects that the summary counts."""
+    code, _, _ = call(monkeypatch, capsys, "measure", *outputs, "--summary", file)
     assert code == 0
-    with (tmp_path / "all.csv").open(newline="") as file:
-        counted = [(Path(row["output"]).name, row["class"], int(row["objects"])) for row in csv.DictReader(file)]
+    with file.open(newline="") as lines:
+        counted = [(Path(row["output"]).name, row["class"], int(row["objects"])) for row in csv.DictReader(lines)]
     expected = [(name, kind, count) for name, row in rows.items() for kind, count in (row["objects"] or {}).items()]
     assert sorted(counted) == sorted(expected)
 
@@ -212,7 +224,9 @@ def test_a_killed_archive_goes_on_where_it_was_and_ends_in_the_same_bytes(
     """Several images at once on two workers; finished ones are not touched again."""
     shapes = {f"i{count}": (70 + 30 * count, 131 - 20 * count) for count in range(4)}
     folder, model, output = write_images(tmp_path / "in", shapes), make_model(base=8), tmp_path / "out"
-    arguments = ("archive", folder, output, "--model", model, *INSTANCES, "--at-once", "2")
+    listed = [f"{name}.tif,{name}" for name in shapes] + ["i1.tif,twin", "broken.tif,broken"]  # two results of one image at once
+    (folder / "list.csv").write_text("\n".join(["image,output", *listed]))
+    arguments = ("archive", folder / "list.csv", output, "--model", model, *INSTANCES, "--at-once", "2")
     process = unet(*arguments)
     try:
         deadline = time.monotonic() + 120
@@ -244,17 +258,10 @@ def test_a_killed_archive_goes_on_where_it_was_and_ends_in_the_same_bytes(
     rows = summary_of(output)
     assert [rows[f"{name}.zarr"]["state"] for name in shapes] == ["complete"] * len(shapes)
     for name in shapes:
-        single = tmp_path / "single" / name
-        run(
-            make_job(
-                image=str(folder / f"{name}.tif"),
-                output=str(single),
-                model=str(model),
-                instances="components",
-                block_shape=(32, 32),
-            )
-        )
+        image, single = str(folder / f"{name}.tif"), tmp_path / "single" / name
+        run(make_job(image=image, output=str(single), model=str(model), instances="components", block_shape=(32, 32)))
         assert digest(output / f"{name}.zarr") == digest(single)
+    assert digest(output / "twin.zarr") == digest(output / "i1.zarr")
 
 
 @pytest.mark.slow

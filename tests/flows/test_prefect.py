@@ -136,6 +136,7 @@ def test_an_archive_is_one_flow_run_with_a_task_run_an_image_and_a_table(
     table = {row["result"]: row for row in json.loads(by_key["archive-images"])}
     assert {name: row["state"] for name, row in table.items()} == {row["result"]: row["state"] for row in found["images"]}
     assert "cut short" in table["broken.zarr"]["reason"]
+    assert by_key["archive-progress"] == 100
     for name in ("a", "b", "sub/e"):
         image, single, result = f"{folder}/{name}.tif", tmp_path / f"single/{name}", f"{name.replace('/', '-')}.zarr"
         run(make_job(image=image, output=str(single), model=str(model), block_shape=(32, 32), instances="components"))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unet_core import ledger
 from unet_core.archives.summary import ArchiveSummary, ImageRow, find_summary, finished_row, status_of
 from unet_core.completion import find_completion
-from unet_core.errors import UnetCoreError
+from unet_core.errors import JobError, UnetCoreError
 from unet_core.result import read_status
 from unet_core.store import open_store
 
@@ -40,3 +40,18 @@ def read_states(output: str) -> ArchiveSummary | None:
     with ThreadPoolExecutor(_READERS, "unet-states") as readers:
         rows = tuple(readers.map(now, summary.images))
     return summary.model_copy(update={"images": rows, "status": status_of(rows), "output": output})
+
+
+def results_of(output: str) -> list[str]:
+    """The complete results of an archive, or the one result that ``output`` is.
+
+    Raises:
+        JobError: if an archive has none yet.
+    """
+    found = read_states(output)
+    if found is None:
+        return [output]
+    results = [f"{output.rstrip('/')}/{row.result}" for row in found.images if row.state == "complete"]
+    if not results:
+        raise JobError(f"{output} has no complete result ({found.sentence()}); run the same unet archive command again.")
+    return results
