@@ -119,7 +119,7 @@ def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None 
 def _print_summary(summary: dict[str, Any]) -> None:
     print(f"{summary['status']}: {summary['output']}")
     print(f"  {summary['computed']} of {summary['blocks']} blocks computed in {summary['seconds']:.1f} s, ", end="")
-    print(f"{summary['voxels_per_second'] / 1e6:.2f} Mvoxel/s" if summary["computed"] else "the others were there already")
+    print(_rate(summary["voxels_per_second"]) if summary["computed"] else "the others were there already")
     for text in summary["skipped"]:
         print(f"  {text}")
     for url in summary["attached"]:
@@ -138,6 +138,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     _print_seams(summary["seams"])
     for text in summary["failures"][:10]:
         print(f"  failed: {text}")
+
+
+def _rate(voxels_per_second: float) -> str:
+    return f"{voxels_per_second / 1e6:.2f} Mvoxel/s" if voxels_per_second >= 1e5 else f"{voxels_per_second / 1e3:.1f} kvoxel/s"
 
 
 def _print_seams(seams: dict[str, Any]) -> None:

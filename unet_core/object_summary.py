@@ -18,7 +18,7 @@ from unet_core.resume import wanted_units
 from unet_core.store import open_store
 from unet_core.tables import has_regions_table, read_objects_table, read_regions_table
 
-WHOLE = "whole image"  # the region of all that was segmented
+WHOLE = "all that was computed"  # a region too: the image without what masks and --roi left out
 _UM_PER_MM = 1000
 
 
@@ -67,7 +67,7 @@ class ClassInRegion:
 
 
 def summarise(url: str) -> list[ClassInRegion]:
-    """Every class in the whole image, then in each region that objects were counted in (see ``region_table``).
+    """Every class in all that was computed, then in each region that objects were counted in (see ``region_table``).
 
     Raises:
         InputError: if the output has no table of objects, or its regions are those of other objects.

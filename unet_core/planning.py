@@ -224,7 +224,9 @@ def resolve(job: SegmentationJob) -> Planned:
             f"{len(absent)} absent chunks are read as background: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}."
         )
     if description.voxel_size_um == "unknown":
-        warnings.append(f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is.")
+        warnings.append(
+            f"Model '{description.name}' does not state its voxel size; level {volume.level} was taken as it is; --level takes another."
+        )
     warnings += resampling_warnings(job, plan)
     return Planned(plan, request, memory, tuple(warnings), ensemble.whole_box, plan_attachment(job, volume), asked)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import combinations, product
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from unet_core import ledger, output
 from unet_core.changed_options import changed_option
-from unet_core.errors import ResumeError
+from unet_core.errors import JobError, ResumeError
 from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
 from unet_core.ledger import Record, Request
 from unet_core.places import check_size, check_writable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _Regions = tuple[tuple[Shape, Shape], ...]
 _MOST_CHOSEN = 8
+_FILE_ENDINGS = (".tif", ".tiff", ".svs", ".png", ".jpg", ".jpeg", ".geojson", ".csv", ".h5", ".zip")
 _CHOSEN: dict[tuple[int, Shape, Shape], tuple[_Regions, NDArray[np.bool_], NDArray[np.bool_]]] = {}
 
 
@@ -40,6 +42,7 @@ def check_output(planned: Planned, output_url: str) -> bool:
     existing = ledger.find_plan(store)
     if existing is None:
         _refuse_foreign(store, output_url)
+        _refuse_file_name(output_url)
         check_size(output_url, _wanted_bytes(planned))
         return False
     old_plan, new_plan = (plan.model_dump(mode="json", by_alias=True) for plan in (existing, planned.plan))
@@ -97,6 +100,15 @@ def _refuse_foreign(store: Store, output_url: str) -> None:
     if names and (names != (ledger.FOLDER,) or store.exists(CONVERSION_KEY)):
         raise ResumeError(
             f"Output {output_url} exists and was not made by this program (it holds {', '.join(names[:3])}); give a new folder."
+        )
+
+
+def _refuse_file_name(output_url: str) -> None:
+    """A folder by the name of a picture would be taken for one by every other program."""
+    name, ending = os.path.splitext(output_url.rstrip("/"))
+    if ending.lower() in _FILE_ENDINGS:
+        raise JobError(
+            f"Output {output_url} would be a folder, OME-Zarr, although {ending} names a file; give {name}.zarr, and 'unet export' writes files."
         )
 
 

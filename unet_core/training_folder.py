@@ -36,7 +36,7 @@ class TrainingStatus:
     def sentence(self) -> str:
         """In words, with how to go on."""
         if self.is_complete:
-            return f"{self.url} is a training of {self.steps} steps that is complete; unet model info {self.url} shows its model"
+            return f"{self.url} is a training, all its {self.steps} steps are done; unet model info {self.url} shows its model"
         return (
             f"{self.url} is a training that is not finished ({self.kept} of {self.steps} steps are kept); run the same unet train command "
             "again to go on from there, its model appears at the end"

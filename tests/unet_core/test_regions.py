@@ -227,7 +227,7 @@ def test_summary_and_rows_are_those_of_the_tables(results: Run, tmp_path: Path, 
             assert float(row["mean_area_um2"]) == pytest.approx(columns["area_um2"][chosen].mean())
         else:
             assert row["mean_area_um2"] == ""
-    assert sum(int(row["objects"]) for row in found.values() if row["region"] == "whole image") == len(rows)
+    assert sum(int(row["objects"]) for row in found.values() if row["region"] == "all that was computed") == len(rows)
     shown = capsys.readouterr().out
     assert f"Tumour: {int(found['Tumour', 'class 1']['objects'])} class 1, " in shown
 

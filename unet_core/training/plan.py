@@ -161,5 +161,5 @@ def check_same(planned: TrainingPlan, wanted: TrainingPlan, model_out: str) -> N
         more = f" (and {len(changed) - _SHOWN} more)" if len(changed) > _SHOWN else ""
         raise ResumeError(
             f"{model_out} holds another training: {'; '.join(changed[:_SHOWN])}{more}. Repeat the first command to go on, or choose another "
-            "folder."
+            f"folder; a longer training can begin with this model (--init {model_out}) once it is complete."
         )

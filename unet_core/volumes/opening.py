@@ -12,7 +12,7 @@ from unet_core.volumes.range_file import open_object
 from unet_core.volumes.slide import slide_vendor
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS
-from unet_core.wording import near_path
+from unet_core.wording import counted, near_path
 
 # A format is one file and one line here (and one line in _format_of): a function (url, selection) -> Volume.
 FORMATS: dict[str, str] = {
@@ -25,6 +25,7 @@ FORMATS: dict[str, str] = {
 }
 
 _HEAD_BYTES = 16
+_PICTURES = (".svs", ".tif", ".tiff", ".ndpi", ".png", ".jpg", ".jpeg")
 _READ = "Zarr, N5, precomputed, TIFF, SVS and other slides, PNG and JPEG"
 _MAGIC = (
     (b"II*\0", "tiff"),
@@ -130,6 +131,12 @@ def _folder_format(url: str, names: tuple[str, ...]) -> str:
         return "n5"
     if "info" in names and isinstance((read_document(open_store(url), "info") or {}).get("scales"), list):
         return "precomputed"
+    pictures = [name for name in names if name.lower().endswith(_PICTURES)]
+    if pictures:
+        raise VolumeError(
+            f"{url} is a folder of {counted(len(pictures), 'image file')} ({', '.join(pictures[:3])}{' ..' if len(pictures) > 3 else ''}), not "
+            "one image; name one of them, or give the folder to unet archive, which segments them all."
+        )
     inside = [name for name in names if not name.startswith(".")][:3]
     holds = f"it holds {', '.join(inside)}" if inside else "it is empty"
     raise VolumeError(f"no zarr.json, .zarray or .zattrs under {url}, {holds}; point to a folder that holds one, or to a file.")
