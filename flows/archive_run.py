@@ -207,7 +207,7 @@ def segment_image(
     except Exception as error:  # whatever is wrong with one image, the others go on
         if board.stopping.is_set():
             raise StoppedError("stopped") from error
-        if isinstance(error, ClusterLostError):
+        if isinstance(error, ClusterLostError | BrokenPipeError):  # nobody listens any more: that is not the image's fault
             raise
         return failed_row(row, error)
     return computed_row(row, summary, time.perf_counter() - began)

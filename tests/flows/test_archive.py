@@ -226,7 +226,7 @@ def test_a_killed_archive_goes_on_where_it_was_and_ends_in_the_same_bytes(
     folder, model, output = write_images(tmp_path / "in", shapes), make_model(base=8), tmp_path / "out"
     listed = [f"{name}.tif,{name}" for name in shapes] + ["i1.tif,twin", "broken.tif,broken"]  # two results of one image at once
     (folder / "list.csv").write_text("\n".join(["image,output", *listed]))
-    arguments = ("archive", folder / "list.csv", output, "--model", model, *INSTANCES, "--at-once", "2")
+    arguments = ("archive", folder / "list.csv", output, "--model", model, *INSTANCES[:3], "64,64", "--at-once", "2")
     process = unet(*arguments)
     try:
         deadline = time.monotonic() + 120
@@ -259,7 +259,7 @@ def test_a_killed_archive_goes_on_where_it_was_and_ends_in_the_same_bytes(
     assert [rows[f"{name}.zarr"]["state"] for name in shapes] == ["complete"] * len(shapes)
     for name in shapes:
         image, single = str(folder / f"{name}.tif"), tmp_path / "single" / name
-        run(make_job(image=image, output=str(single), model=str(model), instances="components", block_shape=(32, 32)))
+        run(make_job(image=image, output=str(single), model=str(model), instances="components", block_shape=(64, 64)))
         assert digest(output / f"{name}.zarr") == digest(single)
     assert digest(output / "twin.zarr") == digest(output / "i1.zarr")
 
