@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
 from collections import deque
-from typing import Any
+from typing import Any, Literal
 
 from flows import settings
 
@@ -16,11 +16,12 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.evaluation import EvaluationJob, HeldOut, Teller, open_job
-from unet_core.evaluation import Evidence, OpeningOptions, Pair, ScoreTable, check_metrics, gather
+from unet_core.evaluation import METRICS, Evidence, OpeningOptions, Pair, ScoreTable, check_metrics, gather
 from unet_core.evaluation.table import needs_of, row_of, tabulate
 from unet_core.report.evaluation import evaluation_markdown
 
 CONCURRENT_PAIRS = 2
+MetricName = Literal[*METRICS]
 
 
 @flow(
@@ -32,28 +33,28 @@ CONCURRENT_PAIRS = 2
 def evaluate_archive(
     prediction: str,
     reference: str,
-    metrics: tuple[str, ...] = ("iou", "dice"),
-    options: dict[str, Any] | None = None,
-    held_out: dict[str, Any] | None = None,
+    metrics: tuple[MetricName, ...] = ("iou", "dice"),
+    options: OpeningOptions = OpeningOptions(),  # noqa: B008 - frozen, and shown in the form
+    held_out: HeldOut | None = None,
     report: str | None = None,
 ) -> dict:
     """Score a prediction, or a folder of them, against references of the same names; or a model on a data set.
 
     Args:
-        prediction: see ``open_pairs``; with ``held_out`` a model.
-        reference: likewise; with ``held_out`` a data set.
-        metrics: names of ``METRICS``; the first one tells which cases are the worst.
-        options: fields of ``OpeningOptions``; those of ``MeaningOptions`` under ``meaning``.
-        held_out: fields of ``HeldOut``; None where images are compared.
-        report: file of a page with scores and pictures.
+        prediction: Result, image (labels or probability map), folder of either; with held_out a model.
+        reference: Label image, or folder of them with the same names; with held_out the data set that the model was trained with.
+        metrics: Scores; the first one tells which cases are the worst.
+        options: What the numbers of both mean, where it is in doubt.
+        held_out: Score a model on a data set; None where images are compared.
+        report: HTML file of a page with scores and pictures of the worst cases.
     """
     logger = get_run_logger()
     job = EvaluationJob(
         prediction,
         reference,
         check_metrics(metrics),
-        OpeningOptions.of(options or {}),
-        None if held_out is None else HeldOut.of(held_out),
+        options,
+        held_out,
         report,
     )
     job.check()

@@ -29,12 +29,16 @@ class HeldOut(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    part: Literal["train", "validation", "test"] = "test"
-    root: str | None = None
-    fold: int | None = None
-    symmetries: SymmetrySet = "none"
-    device: str = "auto"
-    threads: int = Field(1, ge=1, le=1024)
+    part: Literal["train", "validation", "test"] = Field(
+        "test", title="Part", description="Of the data set, that the model is scored on."
+    )
+    root: str | None = Field(None, title="Root", description="Where relative paths of the data set start from.")
+    fold: int | None = Field(None, title="Fold", description="Which one was held out, of a data set with folds.")
+    symmetries: SymmetrySet = Field(
+        "none", title="Symmetries", description="That predictions are averaged over: none, the 4 flips, or all 8 of the square."
+    )
+    device: str = Field("auto", title="Device", description="auto (a GPU if there is one), cpu, cuda, or cuda:N.")
+    threads: int = Field(1, ge=1, le=1024, title="Threads", description="CPU threads of one forward pass.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> HeldOut:

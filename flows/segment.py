@@ -60,8 +60,8 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 
     Args:
         job: Image, model, output and options.
-        cluster: ``serial``, ``local``, or the address of a dask scheduler.
-        workers: Worker processes that ``local`` starts.
+        cluster: local (workers on the machine that runs this), serial (none), or the address of a dask scheduler (tcp://HOST:PORT).
+        workers: Worker processes, each with memory of its own, that a local cluster starts.
     """
     logger = get_run_logger()
     prepared = prepare_run(job, cluster, workers)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
 from unet_core.errors import JobError
+from unet_core.training.recipes import RECIPES
 from unet_core.training.watching import StepReport
 from unet_core.validation import first_problem
 
@@ -23,7 +24,12 @@ class TrainingJob(BaseModel):
 
     dataset: str = Field(title="Data set", description="dataset.yaml, or a folder of images and labels.")
     model_out: str = Field(title="Model", description="Folder of the model; the training keeps its checkpoints in it.")
-    recipe: str = Field("default", title="Recipe", description="default, paper (U-Net 2015), fcn, fc_densenet or vnet.")
+    recipe: str = Field(
+        "default",
+        title="Recipe",
+        description="A modern U-Net (default), the U-Net of 2015 as printed (paper), or another network.",
+        json_schema_extra={"enum": list(RECIPES)},
+    )
     settings: tuple[str, ...] = Field((), title="Settings", description="Of the recipe, e.g. steps=500 or optimiser.rate=1e-3.")
     root: str | None = Field(None, title="Root", description="Where relative paths of the data set start from.")
     fold: int | None = Field(None, title="Fold", description="Which one is held out, of a data set with folds.")

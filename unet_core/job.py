@@ -32,7 +32,9 @@ class SegmentationJob(BaseModel):
         description="Path of a slide, TIFF, PNG, JPEG, OME-Zarr, Zarr, N5 or precomputed volume; s3:// URL of SVS, TIFF and all but files.",
     )
     output: str = Field(title="Output", description="Where the OME-Zarr result goes; a new folder, or one to resume.")
-    model: str = Field(title="Model", description="Folder or URL of a model package, or the name of a bundled model.")
+    model: str = Field(
+        title="Model", description="Name of a bundled model (nuclei-he, nuclei-fluorescence), or folder or URL of a model."
+    )
     further_models: tuple[str, ...] = Field(
         (),
         max_length=31,
@@ -47,14 +49,16 @@ class SegmentationJob(BaseModel):
     trust_model: bool = Field(
         False, title="Trust model", description="Load TorchScript, which can carry code: only if you know where it comes from."
     )
-    level: int | None = Field(None, ge=0, title="Level", description="Resolution of a pyramid to segment; 0 is the finest.")
+    level: int | None = Field(
+        None, ge=0, title="Level", description="Resolution of a pyramid; 0 is the finest. By voxel size unless told."
+    )
     series: int | None = Field(None, ge=0, title="Series", description="Which image of a file that holds several.")
     time: int | None = Field(None, ge=0, title="Time point", description="Which time point of an image that has several.")
     channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
         min_length=1,
         title="Channels",
-        description="Which channels of the image the model sees, in its order; 0 is the first.",
+        description="Which channels of the image the model sees, in its order; 0 is the first. All unless told.",
     )
     voxel_size_um: tuple[Length, ...] | None = Field(
         None,
@@ -85,7 +89,7 @@ class SegmentationJob(BaseModel):
         description="Name under which the labels of the complete run are copied into the labels of the image itself, an OME-Zarr.",
     )
     block_shape: tuple[Positive, ...] | None = Field(
-        None, title="Block shape", description="Voxels of a unit of work along (z,) y, x."
+        None, title="Block shape (voxels)", description="Of a unit of work along (z,) y, x; by memory unless told."
     )
     approximate: bool = Field(
         False,
@@ -94,7 +98,7 @@ class SegmentationJob(BaseModel):
         "position; the result then depends on the tiles.",
     )
     tile_shape: tuple[Positive, ...] | None = Field(
-        None, title="Tile shape", description="Voxels along the model's axes (z,) y, x of the tiles of an approximate run."
+        None, title="Tile shape (voxels)", description="Of the tiles of an approximate run, along the model's axes (z,) y, x."
     )
     resample: bool = Field(
         False,
@@ -105,8 +109,9 @@ class SegmentationJob(BaseModel):
     strip: int | None = Field(
         None,
         ge=0,
-        title="Strip",
-        description="Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once.",
+        title="Strip (voxels)",
+        description="Rows (sections in 3D) that the network is fed at a time, a multiple of its stride; 0 for whole blocks at once. Chosen "
+        "unless told.",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", title="Precision", description="Of the network's arithmetic; tf32 on GPUs only."
@@ -151,7 +156,7 @@ class SegmentationJob(BaseModel):
     connectivity: Annotated[int, Field(ge=1, le=3)] = Field(
         1, title="Connectivity", description="Of instances: how many axes a step to a neighbour may change."
     )
-    min_voxels: Positive = Field(1, title="Smallest instance", description="In voxels; smaller ones are left out.")
+    min_voxels: Positive = Field(1, title="Smallest instance (voxels)", description="Smaller ones are left out.")
     measure: bool = Field(True, title="Measure", description="Of instances: write a table with a row for each of them.")
     missing: Literal["error", "fill"] = Field(
         "error", title="Missing chunks", description="What absent chunks of the image mean."

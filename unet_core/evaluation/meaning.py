@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from unet_core.errors import InputError
 from unet_core.metrics.maps import THRESHOLDS, Average, as_map
@@ -29,38 +29,47 @@ Instances = Literal["components", "watershed", "boundary-watershed", "learnt-dis
 class MeaningOptions:
     """How to read two images, and how to make instances of them.
 
-    Args:
-        label: number of the class that is foreground, in what holds classes; any but 0 unless told.
-        threshold: foreground of a probability map is above it.
-        thresholds: of the scores that search for the best one.
-        instances: how ids are made of the prediction: its connected components, a watershed on the distance to background, a
-            watershed on 1 - map, one on what a distance head of the model says (where a model is scored), or as given.
-        depth: of the domes (watershed, in the unit of the voxel size; learnt-distance, in -1..1) or valleys (boundary-watershed) that
-            become instances; one voxel, 0.2, or 0.1, unless told.
-        connectivity: of components: how many axes a step may change.
-        min_voxels: instances of the prediction below it are background.
-        invert_prediction: what is low, or 0, is foreground.
-        invert_reference: what is 0 is foreground.
-        ignore: value of the reference whose voxels are left out.
-        average: over the sections of the Rand scores at thresholds: ``micro``, ``macro``, or each score's own way.
-
     Raises:
         InputError: if a number has no meaning.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    label: int | None = None
-    threshold: float = 0.5
-    thresholds: tuple[float, ...] = THRESHOLDS
-    instances: Instances | None = None
-    depth: float | None = None
-    connectivity: int = 1
-    min_voxels: int = 0
-    invert_prediction: bool = False
-    invert_reference: bool = False
-    ignore: int | None = None
-    average: Average | None = None
+    label: Annotated[
+        int | None,
+        Field(title="Number", description="Of the class that is foreground, where numbers are classes; any but 0 unless told."),
+    ] = None
+    threshold: Annotated[float, Field(title="Threshold", description="Foreground of a map is above it (0 to 1).")] = 0.5
+    thresholds: Annotated[
+        tuple[float, ...], Field(title="Thresholds", description="Tried by the scores that look for the best one.")
+    ] = THRESHOLDS
+    instances: Annotated[
+        Instances | None,
+        Field(
+            title="Instances",
+            description="How objects are made of the prediction; components unless told, or as given if it holds ids of objects.",
+        ),
+    ] = None
+    depth: Annotated[
+        float | None,
+        Field(title="Depth", description="Of a watershed: domes (um) or valleys (in probability) deeper than this part objects."),
+    ] = None
+    connectivity: Annotated[
+        int, Field(title="Connectivity", description="Of components: how many axes a step to a neighbour may change.")
+    ] = 1
+    min_voxels: Annotated[int, Field(title="Smallest instance (voxels)", description="Smaller ones are background.")] = 0
+    invert_prediction: Annotated[
+        bool,
+        Field(title="Invert prediction", description="What is low is foreground: for maps of membranes when cells are scored."),
+    ] = False
+    invert_reference: Annotated[bool, Field(title="Invert reference", description="What is 0 is foreground.")] = False
+    ignore: Annotated[int | None, Field(title="Ignore", description="Value of the reference whose voxels are left out.")] = None
+    average: Annotated[
+        Average | None,
+        Field(
+            title="Average", description="Of Rand scores over sections: pairs added up (micro), or the mean of scores (macro)."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         levels = (self.threshold, *self.thresholds)

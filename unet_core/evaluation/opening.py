@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from unet_core import ledger
 from unet_core.errors import InputError
@@ -35,27 +35,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OpeningOptions:
-    """What the user says of two paths.
-
-    Args:
-        prediction_is: see ``Meaning``; None where the prediction tells.
-        reference_is: likewise; None where no score needs to know.
-        foreground: name or number of the class that is foreground; names are those of a result's model.
-        meaning: further options.
-        by_section: score each section of a stack by itself.
-        memory_bytes: that one image or section may take.
-        missing: what absent chunks of Zarr images mean; results of ``unet segment`` know theirs.
-    """
+    """What the user says of two paths."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    prediction_is: PredictionIs | None = None
-    reference_is: ReferenceIs | None = None
-    foreground: str | None = None
-    meaning: MeaningOptions = field(default_factory=MeaningOptions)
-    by_section: bool = False
-    memory_bytes: int = MEMORY_BYTES
-    missing: Literal["error", "fill"] = "error"
+    prediction_is: Annotated[
+        PredictionIs | None,
+        Field(
+            title="Prediction is",
+            description="A mask (0 or not), classes, ids of objects, or a probability map; a result of this program tells it.",
+        ),
+    ] = None
+    reference_is: Annotated[
+        ReferenceIs | None,
+        Field(
+            title="Reference is",
+            description="A mask (0 or not), classes, or ids of objects; asked for by the scores that need it.",
+        ),
+    ] = None
+    foreground: Annotated[
+        str | None, Field(title="Class", description="That is foreground: its number, or its name in the model, e.g. nucleus.")
+    ] = None
+    meaning: Annotated[
+        MeaningOptions, Field(title="Meaning", description="How the numbers of both images are read, and objects made of them.")
+    ] = field(default_factory=MeaningOptions)
+    by_section: Annotated[bool, Field(title="By section", description="Score each section of a stack by itself.")] = False
+    memory_bytes: Annotated[int, Field(title="Memory (bytes)", description="That one image or section may take.")] = MEMORY_BYTES
+    missing: Annotated[
+        Literal["error", "fill"], Field(title="Missing chunks", description="What absent chunks of Zarr images mean.")
+    ] = "error"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> OpeningOptions:
