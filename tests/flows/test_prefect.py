@@ -56,14 +56,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             ask(api, "/health")
             break
         except OSError:
             assert process.poll() is None, "the server ended while it started"
-            assert time.monotonic() < deadline, "the server did not answer in 120 s"
+            assert time.monotonic() < deadline, "the server did not answer in 300 s"
             time.sleep(0.5)
     yield environment | {"PREFECT_API_URL": api}
     process.terminate()
