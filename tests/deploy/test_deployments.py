@@ -94,7 +94,7 @@ def place(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
     folder = tmp_path_factory.mktemp("data")
     zarr.create_array(folder / "image.zarr", data=textured((900, 900)), chunks=(300, 300))
-    arguments = {"in_channels": 1, "classes": 3, "base": 16, "levels": 3}
+    arguments = {"in_channels": 1, "classes": 3, "base": 32, "levels": 3}  # slow enough to be stopped in the middle
     save_model(folder / "model", random_network(**arguments), describe(**arguments))
     environment = os.environ | server | {"UNET_DATA": str(folder), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     environment.pop("UNET_CLUSTER", None)
@@ -110,21 +110,24 @@ def place(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def interrupted(place: Place) -> dict[str, str]:
-    """Two runs under way at once: one is cancelled, the process of the other is killed."""
-    runs = {output: place.start(place.job(output)) for output in ("cancelled.zarr", "killed.zarr")}
-    until(
-        lambda: all(place.committed(output) >= 3 for output in runs), 180, lambda: (place.data / "worker.log").read_text()[-3000:]
-    )
-    cancelled, killed = (place.processes(run) for run in runs.values())
-    assert min(len(cancelled), len(killed)) > 2  # their workers
-    killed[0].kill()
-    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    ask(place.api, f"/flow_runs/{runs['cancelled.zarr']}/set_state", state)
-    _, alive = psutil.wait_procs([*cancelled, *killed], timeout=CANCEL_SECONDS)
+    """One run is cancelled, the process of another is killed, each in the middle."""
+
+    def begin(output: str) -> tuple[str, list[psutil.Process]]:
+        run = place.start(place.job(output))
+        until(lambda: place.committed(output) >= 3, 180, lambda: (place.data / "worker.log").read_text()[-3000:])
+        processes = place.processes(run)
+        assert len(processes) > 2  # its workers
+        return run, processes
+
+    killed, processes = begin("killed.zarr")
+    processes[0].kill()
+    assert place.wait(killed, "CRASHED", "COMPLETED") == "CRASHED"
+    cancelled, more = begin("cancelled.zarr")
+    ask(place.api, f"/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    _, alive = psutil.wait_procs([*processes, *more], timeout=CANCEL_SECONDS)
     assert not alive, (place.data / "worker.log").read_text()[-3000:]
-    assert place.wait(runs["cancelled.zarr"], "CANCELLED", "COMPLETED", "CRASHED") == "CANCELLED"
-    assert place.wait(runs["killed.zarr"], "CRASHED", "COMPLETED") == "CRASHED"
-    return runs
+    assert place.wait(cancelled, "CANCELLED", "COMPLETED", "CRASHED") == "CANCELLED"
+    return {"cancelled.zarr": cancelled, "killed.zarr": killed}
 
 
 def check_resumed(place: Place, output: str, run_id: str, before: int) -> None:
