@@ -133,7 +133,7 @@ def test_a_group_without_steps_counts_as_hanging(
     what: str, cluster: str, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_ranks, "_STOP_SECONDS", 2)
-    how = Supervision(ranks=2, target=TARGET, hang_minutes=0.15, timeout_minutes=5)
+    how = Supervision(ranks=2, target=TARGET, hang_minutes=0.3, timeout_minutes=5)
     reasons: list[str] = []
     ranks: list[int] = []
 
