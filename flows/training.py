@@ -63,6 +63,7 @@ def plan_job(job: TrainingJob, note: Callable[[str], None] = lambda line: None) 
     Raises:
         InputError: naming what is wrong.
     """
+    from unet_core.corrections.records import untouched
     from unet_core.training.planning import plan_training
     from unet_core.training.recipes import make_options
 
@@ -70,6 +71,9 @@ def plan_job(job: TrainingJob, note: Callable[[str], None] = lambda line: None) 
     if job.init and network:
         raise JobError(f"--init trains the network of {job.init}; leave --set {network} away.")
     options = make_options(job.recipe, job.settings)
+    said = untouched(job.dataset)
+    if said:
+        note(said)
     asked = {"root": job.root, "fold": job.fold, "init": job.init, "freeze": job.freeze}
     return plan_training(job.dataset, job.model_out, options, **asked, ranks=job.ranks, threads=job.threads, note=note)
 

@@ -81,12 +81,25 @@ def test_what_was_never_seen_is_found_corrected_and_learnt(
         sum(box.start[1] >= 215 and box.stop[1] <= 385 for box in places) >= 3
     )  # entropy leads there; by chance it would be 1 or 2
 
+    plan = (
+        "train",
+        folder / "dataset.yaml",
+        tmp_path / "planned",
+        "--init",
+        tmp_path / "weak",
+        "--set",
+        "steps=2",
+        "--plan-only",
+    )
+    _, _, told = call(monkeypatch, capsys, *plan)
+    assert f"no labels of the 4 crops in {folder} were changed" in told
     with (folder / "crops.csv").open() as file:
         for row in csv.DictReader(file):
             labels = tifffile.imread(folder / row["labels"])
             inner = labels != 255
             labels[inner] = truth[box_of(row["box"]).slices()].ravel()
             tifffile.imwrite(folder / row["labels"], labels)
+    assert "were changed" not in call(monkeypatch, capsys, *plan)[2]
     command = shlex.split(summary["command"])
     assert command[:2] == ["unet", "train"]
     assert command[2:6] == [str(folder / "dataset.yaml"), "NEW_MODEL", "--init", str(tmp_path / "weak")]

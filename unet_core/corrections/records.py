@@ -16,8 +16,8 @@ from typing import Any
 from unet_core.corrections.files import IMAGES, LABELS, hash_of
 from unet_core.errors import InputError
 from unet_core.geometry import Box
-from unet_core.store import local_path
-from unet_core.wording import near_path
+from unet_core.store import is_remote, local_path
+from unet_core.wording import counted, near_path
 
 CROPS_FILE = "crops.csv"
 _NAME = re.compile(r"crop-(\d+)\b")
@@ -145,6 +145,24 @@ def excluded_boxes(folders: Sequence[str], source_id: str) -> list[Box]:
 def edited(folder: Path, records: Sequence[CropRecord]) -> list[str]:
     """Names of the crops whose labels are no longer those that were written."""
     return [record.crop for record in records if hash_of(folder / record.labels) != record.labels_sha256]
+
+
+def untouched(dataset: str) -> str | None:
+    """A sentence if a data set lies beside crops of which nobody changed a label: they teach a model what it says already."""
+    if is_remote(dataset):
+        return None
+    path = local_path(dataset)
+    folder = path if path.is_dir() else path.parent
+    try:
+        records = read_records(folder)
+    except InputError:  # a table of that name that is none of crops, as far as this sentence goes
+        return None
+    if not records or edited(folder, records):
+        return None
+    return (
+        f"note: no labels of the {counted(len(records), 'crop')} in {folder} were changed since unet sample wrote them; from these a model "
+        "learns what was said already"
+    )
 
 
 def next_number(folder: Path, records: Sequence[CropRecord]) -> int:
