@@ -1,4 +1,7 @@
-"""Deployments on a real Prefect server and worker: forms, events, notifications, runs that are cancelled or killed and then resumed."""
+"""Deployments on a real Prefect server and worker: forms, events, notifications, runs that are cancelled or killed and then resumed.
+
+An archive of twenty images also on an S3-compatible server, and on dask workers that die and come while it goes on.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,26 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import tifffile
 
 from tests.conftest import describe, random_network, textured
+from tests.deploy.test_compose import free_port
 from tests.flows.test_prefect import ask, server
 from tests.flows.test_viewers import CHROMIUM
 from tests.unet_core.test_segment import digest
 from unet_core.job import make_job
+from unet_core.ledger import COMPLETE_KEY
 from unet_core.model_package import save_model
 from unet_core.segment import read_status, run
+from unet_core.store import open_store
 
 assert server  # a fixture
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,15 +97,51 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+@contextmanager
+def process(*command: object, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of this environment, killed at the end."""
+    words = [sys.executable, "-m", *(str(word) for word in command)]
+    started = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
 @pytest.fixture(scope="module")
-def place(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def s3() -> Iterator[dict[str, str]]:
+    """An S3-compatible server with one bucket, ``s3://bucket``: the environment of its clients."""
+    port = free_port()
+    with process("moto.server", "--host", "127.0.0.1", "--port", port):
+        bucket = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+        until(lambda: answers(bucket), 60, lambda: "the S3-compatible server does not answer")
+        names = {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+        yield {f"AWS_{name}": value for name, value in names.items()} | {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+
+
+def answers(request: urllib.request.Request) -> bool:
+    try:
+        urllib.request.urlopen(request, timeout=20).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def place(server: dict[str, str], s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     import zarr
 
     folder = tmp_path_factory.mktemp("data")
     zarr.create_array(folder / "image.zarr", data=textured((900, 900)), chunks=(300, 300))
     arguments = {"in_channels": 1, "classes": 3, "base": 32, "levels": 3}  # slow enough to be stopped in the middle
     save_model(folder / "model", random_network(**arguments), describe(**arguments))
-    environment = os.environ | server | {"UNET_DATA": str(folder), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    environment = (
+        os.environ | server | s3 | {"UNET_DATA": str(folder), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    )
     environment.pop("UNET_CLUSTER", None)
     prefect(environment, "work-pool", "create", "unet", "--type", "process")
     prefect(environment, "deploy", "--all")
@@ -236,3 +281,66 @@ def told(place: Place) -> Iterator[list[str]]:
     prefect(place.environment, "automation", "create", "--from-file", str(file))
     yield texts
     hook.shutdown()
+
+
+IMAGES = 20
+
+
+@pytest.mark.slow
+def test_an_archive_of_twenty_images_outlives_its_workers_and_uses_those_that_come(
+    place: Place, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    archive = open_store("s3://bucket/archive")
+    for number in range(IMAGES):
+        shape = (90 + number, 140 - 3 * number)
+        tifffile.imwrite(tmp_path / "image.tif", textured(shape, number))
+        archive.put(f"{number:02}.tif", (tmp_path / "image.tif").read_bytes())
+    job = {
+        "image": "s3://bucket/archive",
+        "output": "s3://bucket/results",
+        "model": str(place.data / "model"),
+        "block_shape": [64, 64],
+    }
+    file = tmp_path / "scheduler.json"
+
+    results = open_store(job["output"])
+
+    def complete() -> int:
+        return sum(entry.key.endswith(COMPLETE_KEY) for entry in results.list())
+
+    with ExitStack() as stack:
+        dask = ("--scheduler-file", file, "--no-dashboard")
+        stack.enter_context(
+            process("dask", "scheduler", "--host", "127.0.0.1", "--port", 0, *dask, environment=place.environment)
+        )
+        until(file.exists, 60)
+        scheduler = json.loads(file.read_text())["address"]
+        options = ("--no-dashboard", "--local-directory", tmp_path)
+
+        def worker() -> subprocess.Popen[bytes]:
+            command = ("dask", "worker", scheduler, "--nthreads", 2, "--no-nanny", *options)
+            return stack.enter_context(process(*command, environment=place.environment))
+
+        first, second = worker(), worker()
+        deployment = ask(place.api, "/deployments/name/segment-archive/archive")["id"]
+        parameters = {"job": job, "cluster": scheduler}
+        run_id = ask(place.api, f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        until(lambda: complete() >= 2, 240, lambda: str(place.state(run_id)))
+        first.kill()
+        worker()
+        until(lambda: complete() >= 6, 240, lambda: str(place.state(run_id)))
+        second.kill()
+        assert complete() < IMAGES
+        assert place.wait(run_id, "COMPLETED", "FAILED", "CRASHED", seconds=400) == "COMPLETED", place.state(run_id)
+    summary = json.loads(results.get("archive.json"))
+    assert (summary["status"], len(summary["images"]), complete()) == ("complete", IMAGES, IMAGES)
+    for number in (3, 19):  # the first ones and the last ones, whatever was under way when workers died
+        name, serial, fetched = f"{number:02}.tif", tmp_path / f"serial-{number}", tmp_path / f"fetched-{number}"
+        run(make_job(**job | {"image": f"s3://bucket/archive/{name}", "output": str(serial), "block_shape": (64, 64)}))
+        result = open_store(f"{job['output']}/{number:02}.zarr")
+        for entry in result.list():
+            (fetched / entry.key).parent.mkdir(parents=True, exist_ok=True)
+            (fetched / entry.key).write_bytes(result.get(entry.key))
+        assert digest(fetched) == digest(serial)
