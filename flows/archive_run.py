@@ -31,6 +31,7 @@ from unet_core.ledger import Record
 from unet_core.memory import GIB
 from unet_core.outcome import take_over
 from unet_core.predict import resolve_device
+from unet_core.tally import Tally
 
 AT_ONCE, MOST_AT_ONCE = 4, 64  # images; while one is planned or audited, the workers have blocks of the others
 _SUMMARY_SECONDS = 5.0  # between summaries that are written
@@ -191,17 +192,15 @@ def segment_image(
         prepared = take_up(planned, job.output)
         board.expect(prepared.total)
 
-        def run_all(address: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
-            records: list[Record] = []
-
+        def run_all(address: str | None, agenda: Agenda, computed: Tally) -> None:
             def note(record: Record) -> None:
-                records.append(record)
+                computed.add(record)
                 board.add(record)
 
-            failures = run_units(address, prepared.output, prepared.request.key, _Stoppable(agenda, board.stopping), note)
+            units = _Stoppable(agenda, board.stopping)
+            run_units(address, prepared.output, prepared.request.key, units, note, computed.fail)
             if board.stopping.is_set():
                 raise StoppedError("stopped")
-            return records, failures
 
         summary = run_stages(prepared, scheduler or "serial", workers, run_all)
     except Exception as error:  # whatever is wrong with one image, the others go on

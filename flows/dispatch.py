@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 
 from distributed import Client, Future, KilledWorker, as_completed
@@ -16,6 +17,7 @@ from unet_core.worker import run_unit
 ENDED = ("finished", "error")  # a future of a scheduler that is gone is cancelled
 LOST = ("lost", "pending")  # it had ended, but the worker that held what it returned died before it was asked: dask runs it again
 WINDOW_PER_THREAD = 2  # futures in flight for each thread of a worker: one runs, the other waits for it to end
+REFRESH_SECONDS = 3.0  # between two looks at which workers there are
 
 
 class ClusterLostError(UnetCoreError):
@@ -23,9 +25,14 @@ class ClusterLostError(UnetCoreError):
 
 
 def run_units(
-    scheduler: str | None, output_url: str, request_key: str, units: Units, on_record: Callable[[Record], None]
-) -> list[str]:
-    """Compute units, each as soon as it is ready; one sentence for each that failed.
+    scheduler: str | None,
+    output_url: str,
+    request_key: str,
+    units: Units,
+    on_record: Callable[[Record], None],
+    on_failure: Callable[[str], None],
+) -> None:
+    """Compute units, each as soon as it is ready; keeps nothing of those that have ended.
 
     Args:
         scheduler: address, or None to run in this process.
@@ -33,93 +40,136 @@ def run_units(
         request_key: of its request.
         units: to be done.
         on_record: called in this thread after each unit.
+        on_failure: likewise with a sentence for each that failed.
 
     Raises:
         ClusterLostError: if the scheduler went away; what is committed stays committed.
     """
     if scheduler is None:
-        return _run_here(output_url, request_key, units, on_record)
-    # Two results of one image, made at once, have the same request.
-    run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
-    failures: list[str] = []
-    suspects: list[UnitId] = []  # units that were in a worker when it died, with others
-    # No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies.
+        for outcome in run_ready(output_url, request_key, units):
+            if isinstance(outcome, BlockError):
+                on_failure(str(outcome))
+            else:
+                on_record(outcome)
+        return
+
+    def note(record: Record) -> None:
+        units.committed(record.stage, record.index)
+        on_record(record)
+
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
-        threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
-        window = WINDOW_PER_THREAD * max(1, threads)
-        flying = dict[str, UnitId]()
-
-        def submit(unit: UnitId, suffix: str = "") -> Future:
-            key = f"{unit[0]}-{unit[1]}-{run_key}{suffix}"
-            flying[key] = unit
-            # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
-            return client.submit(run_unit, output_url, request_key, *unit, pure=False, key=key)
-
-        def fill() -> list[Future]:
-            started = []
-            while len(flying) < window and (unit := units.take()) is not None:
-                started.append(submit(unit))
-            return started
-
-        def note(record: Record) -> None:
-            units.committed(record.stage, record.index)
-            on_record(record)
-
-        futures = fill()
-        while futures:
-            completed = as_completed(futures, loop=client.loop)
-            for future in completed:
-                if future.status in LOST:
-                    completed.add(future)
-                    continue
-                _check_ended(future, scheduler, len(flying))
-                unit = flying.pop(future.key)
-                if _killed(future, note, failures):
-                    suspects.append(unit)
-                future.release()
-                completed.update(fill())
-            while suspects:  # alone, so that none is blamed for another
-                unit = suspects.pop(0)
-                future = submit(unit, "-alone")
-                for _ in as_completed([future], loop=client.loop):
-                    pass
-                _check_ended(future, scheduler, 1)
-                flying.clear()
-                if _killed(future, note, failures):
-                    failures.append(
-                        f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too "
-                        f"({future.exception()})"
-                    )
-                future.release()
-            futures = fill()  # what waited for a suspect
-    return failures
+        _Dispatch(client, scheduler, output_url, request_key, units, note, on_failure).run()
 
 
-def _check_ended(future: Future, scheduler: str, flying: int) -> None:
-    """Refuse a future that ended only because its scheduler is gone."""
-    if future.status not in ENDED:
-        raise ClusterLostError(
-            f"The dask scheduler {scheduler} went away with {flying} blocks in flight; run the same command again to resume."
-        )
+class _Window:
+    """How many futures may be in flight: as the threads of the workers that are there now, whoever joined or left."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._size, self._asked = WINDOW_PER_THREAD, -REFRESH_SECONDS
+
+    @property
+    def size(self) -> int:
+        now = time.monotonic()
+        if now - self._asked >= REFRESH_SECONDS:
+            self._asked = now
+            try:
+                threads = sum(self._client.nthreads().values())
+            except (OSError, TimeoutError):  # the futures tell whether the scheduler is gone for good
+                return self._size
+            self._size = WINDOW_PER_THREAD * max(1, threads)  # without workers: what waits for the next one
+        return self._size
 
 
-def _killed(future: Future, on_record: Callable[[Record], None], failures: list[str]) -> bool:
-    """Take over what a future brought; whether that is nothing, because its worker died."""
-    error = future.exception() if future.status == "error" else None
-    if error is None:
-        on_record(future.result())
-    elif isinstance(error, BlockError):
-        failures.append(str(error))
-    elif not isinstance(error, KilledWorker):
-        raise error
-    return isinstance(error, KilledWorker)
+class _Dispatch:
+    """Units of one output on their way through a scheduler.
+
+    No future's result is kept: an at-least-once scheduler recomputes what it still holds when a worker dies, and so memory stays as
+    it is however many units there are.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        scheduler: str,
+        output_url: str,
+        request_key: str,
+        units: Units,
+        on_record: Callable[[Record], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._client, self._scheduler = client, scheduler
+        self._output_url, self._request_key, self._units = output_url, request_key, units
+        self._on_record, self._on_failure = on_record, on_failure
+        # Two results of one image, made at once, have the same request.
+        self._run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
+        self._window = _Window(client)
+        self._flying: dict[str, UnitId] = {}
+        self._suspects: list[UnitId] = []  # units that were in a worker when it died, with others
+
+    def run(self) -> None:
+        completed = as_completed(self._fill(), loop=self._client.loop)
+        while self._flying:
+            while self._flying:
+                for future in _next_ended(completed):
+                    if future.status in LOST:
+                        completed.add(future)
+                        continue
+                    unit, killed = self._take_over(future)
+                    if killed is not None:
+                        self._suspects.append(unit)
+                completed.update(self._fill())
+            while self._suspects:
+                self._run_alone(self._suspects.pop(0))
+            completed.update(self._fill())  # what waited for a suspect
+
+    def _fill(self) -> list[Future]:
+        started = []
+        while len(self._flying) < self._window.size and (unit := self._units.take()) is not None:
+            started.append(self._submit(unit))
+        return started
+
+    def _submit(self, unit: UnitId, suffix: str = "") -> Future:
+        key = f"{unit[0]}-{unit[1]}-{self._run_key}{suffix}"
+        self._flying[key] = unit
+        # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
+        return self._client.submit(run_unit, self._output_url, self._request_key, *unit, pure=False, key=key)
+
+    def _run_alone(self, unit: UnitId) -> None:
+        """Try a unit with no other in flight, so that none is blamed for another."""
+        future = self._submit(unit, "-alone")
+        for _ in as_completed([future], loop=self._client.loop):
+            pass
+        _, killed = self._take_over(future)
+        if killed is not None:
+            self._on_failure(
+                f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too ({killed})"
+            )
+
+    def _take_over(self, future: Future) -> tuple[UnitId, KilledWorker | None]:
+        """What an ended future brought, which is let go; its unit, and the error if its worker died."""
+        if future.status not in ENDED:
+            raise ClusterLostError(
+                f"The dask scheduler {self._scheduler} went away with {len(self._flying)} blocks in flight; "
+                "run the same command again to resume."
+            )
+        unit = self._flying.pop(future.key)
+        error = future.exception() if future.status == "error" else None
+        if error is None:
+            self._on_record(future.result())
+        elif isinstance(error, BlockError):
+            self._on_failure(str(error))
+        elif not isinstance(error, KilledWorker):
+            raise error
+        future.release()
+        return unit, error if isinstance(error, KilledWorker) else None
 
 
-def _run_here(output_url: str, request_key: str, units: Units, on_record: Callable[[Record], None]) -> list[str]:
-    failures: list[str] = []
-    for outcome in run_ready(output_url, request_key, units):
-        if isinstance(outcome, BlockError):
-            failures.append(str(outcome))
-        else:
-            on_record(outcome)
-    return failures
+def _next_ended(completed: as_completed) -> list[Future]:
+    """Futures that ended since, as soon as there is one; none if it is time to look which workers there are."""
+    until = time.monotonic() + REFRESH_SECONDS
+    while not completed.has_ready() and (left := until - time.monotonic()) > 0:
+        with completed.thread_condition:
+            completed.thread_condition.wait(min(left, 0.1))
+    found: list[Future] = completed.next_batch(block=False)
+    return found

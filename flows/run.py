@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flows.clusters import check_cluster, check_reachable, open_cluster
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
@@ -18,9 +21,10 @@ from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
 from unet_core.store import absolute, open_store
+from unet_core.tally import Tally
 from unet_core.wording import counted
 
-Runner = Callable[[str | None, Agenda], tuple[list[Record], list[str]]]
+Runner = Callable[[str | None, Agenda, Tally], None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Prepared:
     planned: Planned
     request: Request
     output: str
-    remaining: dict[str, list[int]]
+    remaining: dict[str, NDArray[np.int64]]
 
     @property
     def total(self) -> int:
@@ -101,17 +105,14 @@ def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner
     """Run what is left of all stages, and audit.
 
     Args:
-        run_units: computes the units of an agenda, given the scheduler's address; returns their records and one sentence for each
-            failure.
+        run_units: computes the units of an agenda, given the scheduler's address, and counts them and what failed.
     """
-    began = time.perf_counter()
-    computed: list[Record] = []
-    failures: list[str] = []
+    began, computed = time.perf_counter(), Tally()
     if prepared.total:
         agenda = Agenda(prepared.planned.plan.stages, prepared.remaining)
         with open_cluster(cluster, workers, gpu_count(prepared.request.device), prepared.planned.memory_bytes) as scheduler:
-            computed, failures = run_units(scheduler, agenda)
-    return finish(prepared.planned, prepared.request, prepared.output, computed, failures, time.perf_counter() - began)
+            run_units(scheduler, agenda, computed)
+    return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began)
 
 
 def segment_on_cluster(
@@ -128,13 +129,11 @@ def segment_on_cluster(
     prepared = prepare_run(job, cluster, workers)
     progress = Progress(prepared.total, show)
 
-    def run_all(scheduler: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
-        records: list[Record] = []
-
+    def run_all(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
         def note(record: Record) -> None:
-            records.append(record)
+            computed.add(record)
             progress.add(record)
 
-        return records, run_units(scheduler, prepared.output, prepared.request.key, agenda, note)
+        run_units(scheduler, prepared.output, prepared.request.key, agenda, note, computed.fail)
 
     return run_stages(prepared, cluster, workers, run_all)

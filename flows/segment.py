@@ -25,10 +25,14 @@ from unet_core.ledger import Record
 from unet_core.report.facts import Told
 from unet_core.report.making import report_run
 from unet_core.segment import RunSummary
+from unet_core.tally import Tally
 from unet_core.wording import counted
 
 BATCH_COUNT = 20  # Prefect task runs of a stage, at most
 SMALLEST_BATCH = 4  # units; two batches then keep the threads of two workers busy
+MOST_LOGGED = (
+    5000  # units of a run that are logged one by one; of larger runs the progress alone, every line is kept by the server
+)
 CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
 
 STOPPED = "The run was stopped; what is committed stays."
@@ -38,7 +42,7 @@ class PartialRunError(UnetCoreError):
     """Some blocks failed; the others are committed."""
 
     def __init__(self, summary: RunSummary) -> None:
-        super().__init__(f"{counted(len(summary.failures), 'block')} failed, the others are kept: {summary.failures[0]}")
+        super().__init__(f"{counted(summary.failed, 'block')} failed, the others are kept: {summary.failures[0]}")
         self.summary = summary
 
 
@@ -87,9 +91,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
     stopping = threading.Event()
     progress = Progress(prepared.total, show)
 
-    def run_batches(scheduler: str | None, agenda: Agenda) -> tuple[list[Record], list[str]]:
-        computed: list[Record] = []
-        failures: list[str] = []
+    def run_batches(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
         running: dict[PrefectFuture, Batch] = {}
 
         def start() -> None:
@@ -104,6 +106,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
                     batch.last,
                     progress,
                     stopping,
+                    prepared.total <= MOST_LOGGED,
                 )
                 running[future] = batch
 
@@ -111,15 +114,13 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
             start()
             while running:
                 ended = next(as_completed(list(running)))
-                records, failed = ended.result()
-                batches.append(_row(running.pop(ended), records, failed))
-                computed += records
-                failures += failed
+                done = ended.result()
+                batches.append(_row(running.pop(ended), done))
+                computed.merge(done)
                 start()
         except BaseException:  # Ctrl-C or SIGTERM: the workers go next, batches still under way are to end without a word
             stopping.set()
             raise
-        return computed, failures
 
     def batch_size(stage: str) -> int:
         return max(SMALLEST_BATCH, -(-len(prepared.remaining[stage]) // BATCH_COUNT))
@@ -132,16 +133,16 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
     return summary.as_json()
 
 
-def _row(batch: Batch, records: list[Record], failed: list[str]) -> dict:
+def _row(batch: Batch, done: Tally) -> dict:
     """What the table of batches says of one."""
-    made = [record for record in records if record.stage != batch.stage]
+    own = done.units[batch.stage]
     return {
         "stage": batch.stage,
         "blocks": f"{batch.first} to {batch.last}",
-        "done": len(records) - len(made),
-        "of other stages": len(made),
-        "failed": len(failed),
-        "seconds": round(sum(record.work_seconds for record in records), 2),
+        "done": own,
+        "of other stages": done.total - own,
+        "failed": done.failed,
+        "seconds": round(done.work_seconds, 2),
     }
 
 
@@ -156,30 +157,33 @@ def segment_batch(
     last: int,
     progress: Progress,
     stopping: threading.Event,
-) -> tuple[list[Record], list[str]] | State:
+    log_units: bool = True,
+) -> Tally | State:
     """Compute consecutive units of one stage, and what becomes ready meanwhile: one Prefect task run, one dask future for each unit."""
     logger = get_run_logger()
     if stopping.is_set():
         return Cancelled(message=STOPPED)
-    records: list[Record] = []
+    done = Tally()
 
     def note(record: Record) -> None:
-        records.append(record)
+        done.add(record)
         progress.add(record)
+        if not log_units:
+            return
         seconds = record.work_seconds
         rate = record.voxels / max(seconds, 1e-9) / 1e6
         logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", record.stage, record.index, seconds, rate)
 
     try:
-        failed = run_units(scheduler, output, request_key, batch, note)
+        run_units(scheduler, output, request_key, batch, note, done.fail)
     except Exception:
         if not stopping.is_set():
             raise
     if stopping.is_set():  # what failed now failed because its worker was stopped
         return Cancelled(message=STOPPED)
-    for text in failed:
+    for text in done.failures:
         logger.error(text)
-    return records, failed
+    return done
 
 
 def _tell(summary: RunSummary) -> str:

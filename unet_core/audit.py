@@ -2,18 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
 from unet_core import ledger
 from unet_core.errors import LedgerError
 from unet_core.ledger import Record, Request
 from unet_core.plan import Plan
-from unet_core.resume import wanted_units
+from unet_core.resume import wanted_numbers, wanted_records
 from unet_core.stages import made_from
 from unet_core.store import Store
+from unet_core.tally import Tally
 from unet_core.wording import counted
 
+_AT_ONCE = 256  # records of which the objects are read before the next word of progress
+_TOLD = 5  # of a list in a message
 
-def audit(store: Store, plan: Plan, request: Request, records: list[Record], withdraw: bool = False) -> None:
-    """Check that every wanted unit has a record and every record its objects, by hash.
+Unit = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A unit whose objects are not what was written, and what is wrong with one of them."""
+
+    stage: str
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading an output back has shown.
+
+    Args:
+        tally: of the records.
+        seen: whether each unit of a stage has one of them.
+        lacking: units that are wanted and have no record, by stage.
+        damaged: those whose objects differ.
+    """
+
+    tally: Tally
+    seen: dict[str, NDArray[np.bool_]]
+    lacking: dict[str, NDArray[np.int64]]
+    damaged: list[Damage]
+
+    @property
+    def lacking_count(self) -> int:
+        return sum(map(len, self.lacking.values()))
+
+
+def records_of(store: Store, plan: Plan, request: Request) -> Iterator[Record]:
+    """Records of all units that a request needs, stage by stage."""
+    return chain.from_iterable(wanted_records(store, plan, request, stage) for stage in plan.stages)
+
+
+def read_back(
+    store: Store, plan: Plan, request: Request, records: Iterable[Record], show: Callable[[int], None] = lambda done: None
+) -> Found:
+    """Read every object of some records, and compare it by hash; few records are in memory at a time.
+
+    Args:
+        show: is told how many records were compared so far.
+    """
+    seen = {stage.name: np.zeros(stage.grid.block_count, dtype=bool) for stage in plan.stages}
+    tally, damaged, left = Tally(), list[Damage](), iter(records)
+    while some := list(islice(left, _AT_ONCE)):
+        for record in some:
+            tally.add(record)
+            seen[record.stage][record.index] = True
+        damaged += [Damage(record.stage, record.index, text) for record, text in ledger.faults(store, some)]
+        show(tally.total)
+    wanted = {stage.name: wanted_numbers(plan, request, stage) for stage in plan.stages}
+    lacking = {name: numbers[~seen[name][numbers]] for name, numbers in wanted.items()}
+    return Found(tally, seen, lacking, damaged)
+
+
+def audit(store: Store, plan: Plan, request: Request, records: Iterable[Record], withdraw: bool = False) -> Tally:
+    """Check that every wanted unit has a record and every record its objects, by hash; what the records say in sum.
 
     Args:
         withdraw: remove the records of damaged units, and of the coarser ones that were made from them, so that the next
@@ -22,44 +91,42 @@ def audit(store: Store, plan: Plan, request: Request, records: list[Record], wit
     Raises:
         LedgerError: listing the first differences; there is no completion mark then.
     """
-    have = {(record.stage, record.index) for record in records}
-    lacking = [
-        (stage.name, index)
-        for stage in plan.stages
-        for index in wanted_units(plan, request, stage)
-        if (stage.name, index) not in have
-    ]
-    damaged = withdraw_damaged(store, plan, records) if withdraw else ledger.faults(store, records)
-    wrong = [f"{stage} block {index} has no record" for stage, index in lacking] + [text for _, text in damaged]
+    found = read_back(store, plan, request, records)
+    if withdraw:
+        withdraw_damaged(store, plan, found.damaged)
+    wrong = found.lacking_count + len(found.damaged)
     if not wrong:
-        return
-    units = [f"{stage} block {index}" for stage, index in dict.fromkeys([*lacking, *made_from_all(plan, damaged)])]
+        return found.tally
+    lacking = [(name, index) for name, numbers in found.lacking.items() for index in numbers.tolist()]
+    texts = (f"{name} block {index} has no record" for name, index in lacking)
+    units = dict.fromkeys([*lacking, *made_from_all(plan, found.damaged)])
+    again = (f"{name} block {index}" for name, index in units)
     raise LedgerError(
-        f"Audit of {store.url} found {counted(len(wrong), 'fault')}: {_listed(wrong, '; ')}. "
-        f"Run the same command once more; it computes {_listed(units, ', ')} again."
+        f"Audit of {store.url} found {counted(wrong, 'fault')}: "
+        f"{_listed(chain(texts, (damage.text for damage in found.damaged)), wrong, '; ')}. "
+        f"Run the same command once more; it computes {_listed(again, len(units), ', ')} again."
     )
 
 
-def withdraw_damaged(store: Store, plan: Plan, records: list[Record]) -> list[tuple[Record, str]]:
-    """Remove the records of units whose objects are not what was written; which, and what is wrong with each.
+def withdraw_damaged(store: Store, plan: Plan, damaged: Iterable[Damage]) -> None:
+    """Remove the records of units whose objects are not what was written, and of those made from them.
 
     The coarser units that were made from them go first, so that one killed in between leaves nothing that counts and is wrong.
     """
-    damaged = ledger.faults(store, records)
-    for stage, index in reversed(made_from_all(plan, damaged)):
+    units = made_from_all(plan, damaged)
+    for stage, index in reversed(units):
         ledger.withdraw(store, stage, index)
-    if damaged:
+    if units:
         store.delete(ledger.REPORT_KEY)
-    return damaged
 
 
-def made_from_all(plan: Plan, damaged: list[tuple[Record, str]]) -> list[tuple[str, int]]:
+def made_from_all(plan: Plan, damaged: Iterable[Damage]) -> list[Unit]:
     """Damaged units and all that was made from them, each once, in the order of their stages."""
-    stages = plan.stages
-    units = {unit for record, _ in damaged for unit in made_from(stages, record.stage, record.index)}
+    units = {unit for damage in damaged for unit in made_from(plan.stages, damage.stage, damage.index)}
     order = {stage.name: number for number, stage in enumerate(plan.stages)}
     return sorted(units, key=lambda unit: (order[unit[0]], unit[1]))
 
 
-def _listed(texts: list[str], separator: str) -> str:
-    return separator.join(texts[:5]) + (f"{separator}and {len(texts) - 5} more" if len(texts) > 5 else "")
+def _listed(texts: Iterable[str], count: int, separator: str) -> str:
+    more = f"{separator}and {count - _TOLD} more" if count > _TOLD else ""
+    return separator.join(islice(texts, _TOLD)) + more

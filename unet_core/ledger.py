@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import LedgerError, ResumeError
@@ -35,6 +37,7 @@ COMPLETE_KEY = f"{FOLDER}/complete.json"
 REPORT_KEY = f"{FOLDER}/report.html"
 _LEDGER_FOLDER = f"{FOLDER}/ledger"
 _READERS = 8
+_AT_ONCE = 512  # records in memory while many are read
 
 
 class Identified(Protocol):
@@ -211,20 +214,45 @@ def to_bytes(record: BaseModel) -> bytes:
     return canonical_json(record.model_dump(mode="json", by_alias=True))
 
 
-def read_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> dict[int, Record]:
-    """Records of a stage that count: of this plan, and of this request if one is named. Damaged ones are as if absent."""
-    keys = [entry.key for entry in store.list(f"{_LEDGER_FOLDER}/{stage}") if entry.key.endswith(".json")]
+def iterate_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> Iterator[Record]:
+    """Records of a stage that count, ascending: of this plan, and of this request if one is named. Few are in memory at a time.
 
-    def read(key: str) -> Record | None:
+    Damaged ones are as if absent.
+    """
+    numbers = _listed(store, stage)
+
+    def read(index: int) -> Record | None:
         try:
-            record = Record.model_validate_json(store.get(key))
+            record = Record.model_validate_json(store.get(record_key(stage, index)))
         except (pydantic.ValidationError, OSError):
             return None
-        counts = record.plan == plan_id and request_id in (None, record.request) and record_key(record.stage, record.index) == key
+        counts = (
+            record.plan == plan_id and request_id in (None, record.request) and (record.stage, record.index) == (stage, index)
+        )
         return record if counts else None
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return {record.index: record for record in readers.map(read, keys) if record is not None}
+        for begin in range(0, len(numbers), _AT_ONCE):
+            for record in readers.map(read, numbers[begin : begin + _AT_ONCE].tolist()):
+                if record is not None:
+                    yield record
+
+
+def read_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> dict[int, Record]:
+    """The same, all of them by the number of their unit."""
+    return {record.index: record for record in iterate_records(store, stage, plan_id, request_id)}
+
+
+def recorded_units(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> NDArray[np.int64]:
+    """Numbers of the units that have one of these records, ascending."""
+    return np.fromiter((record.index for record in iterate_records(store, stage, plan_id, request_id)), dtype=np.int64)
+
+
+def _listed(store: Store, stage: str) -> NDArray[np.int64]:
+    """Numbers of the units for which there is an object that should be a record."""
+    names = (entry.key.rpartition("/")[2].partition(".") for entry in store.list(f"{_LEDGER_FOLDER}/{stage}"))
+    numbers = np.fromiter((int(name) for name, _, ending in names if ending == "json" and name.isdecimal()), dtype=np.int64)
+    return np.sort(numbers)
 
 
 def read_record(store: Store, plan: Identified, stage: str, index: int, request_id: str | None = None) -> Record | None:

@@ -9,10 +9,11 @@ import numpy as np
 from unet_core import ledger
 from unet_core.completion import Completion, find_completion, write_completion
 from unet_core.instances import read_joined
-from unet_core.ledger import Record, Request
+from unet_core.ledger import Request
 from unet_core.plan import Plan
 from unet_core.resume import is_finished, wanted_records
 from unet_core.store import Store, open_store
+from unet_core.tally import Tally
 
 if TYPE_CHECKING:
     from unet_core.planning import Planned
@@ -30,8 +31,10 @@ def take_over(planned: Planned, output_url: str) -> Completion | None:
     found = find_completion(store, request)
     if found is None or planned.asked is None or found.asked == planned.asked.job:
         return found
-    segmented = wanted_records(store, plan, request, plan.stages[0])
-    counts, instances = label_voxels(plan, segmented), count_instances(store, plan, request)
+    stored = Tally()
+    for record in wanted_records(store, plan, request, plan.stages[0]):
+        stored.add(record)
+    counts, instances = label_voxels(plan, stored), count_instances(store, plan, request)
     again = mark_of(planned, request, found.units, counts, instances)
     write_completion(store, again)
     return again
@@ -53,9 +56,9 @@ def mark_of(
     )
 
 
-def label_voxels(plan: Plan, segmented: list[Record]) -> dict[str, int]:
+def label_voxels(plan: Plan, stored: Tally) -> dict[str, int]:
     """Voxels by class name."""
-    return {entry.name: sum(record.label_voxels.get(str(entry.value), 0) for record in segmented) for entry in plan.model.classes}
+    return {entry.name: stored.label_voxels[str(entry.value)] for entry in plan.model.classes}
 
 
 def count_instances(store: Store, plan: Plan, request: Request) -> dict[str, int] | None:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from unet_core import ledger
 from unet_core.errors import LedgerError
 from unet_core.geometry import Box
 from unet_core.places import check_location
 from unet_core.plan import Plan
-from unet_core.resume import wanted_records, wanted_units
+from unet_core.resume import done_units, wanted_numbers
 from unet_core.store import open_store
 from unet_core.volumes import Volume, open_volume
 
@@ -44,8 +46,8 @@ def read_status(output_url: str) -> Status:
     names = ", ".join(model.name for model in plan.models)
     stages = {}
     for stage in plan.stages:
-        wanted = len(list(wanted_units(plan, request, stage)))
-        stages[stage.name] = (len(wanted_records(store, plan, request, stage)), wanted)
+        wanted = len(wanted_numbers(plan, request, stage))
+        stages[stage.name] = (len(done_units(store, plan, request, stage)), wanted)
     return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, names, stages)
 
 
@@ -81,8 +83,9 @@ class Result:
     def unwanted_blocks(self) -> Iterator[Box]:
         """Blocks of the finest level that the run was not asked for, which read as background."""
         stage, request = self.plan.stages[0], ledger.read_request(open_store(self.url))
-        wanted = set(wanted_units(self.plan, request, stage))
-        return (stage.grid.block(index) for index in range(stage.grid.block_count) if index not in wanted)
+        unwanted = np.ones(stage.grid.block_count, dtype=bool)
+        unwanted[wanted_numbers(self.plan, request, stage)] = False
+        return (stage.grid.block(index) for index in np.flatnonzero(unwanted).tolist())
 
     def to_dask(self, name: str | None = None, level: int = 0) -> Any:
         """The same as a lazy dask array."""

@@ -136,20 +136,20 @@ def _lost(store: Store, planned: Planned) -> Request | None:
     """What was asked for before, by the blocks that are there, where the request itself is not; None if it is no more than now."""
     plan, request = planned.plan, planned.request
     finest = plan.stages[0]
-    there = ledger.read_records(store, finest.name, plan.id).keys() - set(wanted_units(plan, request, finest))
+    recorded = ledger.recorded_units(store, finest.name, plan.id)
+    there = np.setdiff1d(recorded[recorded < finest.grid.block_count], wanted_numbers(plan, request, finest)).tolist()
     if not there:
         return None
-    boxes = boxes_of(finest.grid.coordinates(index) for index in sorted(there))
+    boxes = boxes_of(finest.grid.coordinates(index) for index in there)
     whole = Box.from_shape(finest.shape)
     regions = (box.scale_up(plan.block_shape).intersect(whole) for box in boxes)
     return request.model_copy(update={"roi": tuple((box.start, box.stop) for box in regions)})
 
 
-def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
+def wanted_numbers(plan: Plan, request: Request, stage: Stage) -> NDArray[np.int64]:
     """Numbers of the units of a stage that the request needs, ascending."""
     if request.roi is None:
-        yield from range(stage.grid.block_count)
-        return
+        return np.arange(stage.grid.block_count, dtype=np.int64)
     chosen = _chosen_blocks(plan, request.roi)[stage.kind == "parts"]
     step, factor = np.array(plan.block_shape), _coarser(plan, stage)
     starts = np.argwhere(chosen) * step
@@ -157,7 +157,12 @@ def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
     # A block lies under one unit, or under two along an axis where units do not begin with blocks.
     first, last = starts // factor // stage.block_shape, (-(-stops // factor) - 1) // stage.block_shape
     corners = [np.where(corner, last, first) for corner in product((False, True), repeat=len(step))]
-    yield from np.unique(np.ravel_multi_index(tuple(np.concatenate(corners).T), stage.grid.counts)).tolist()
+    return np.unique(np.ravel_multi_index(tuple(np.concatenate(corners).T), stage.grid.counts)).astype(np.int64)
+
+
+def wanted_units(plan: Plan, request: Request, stage: Stage) -> Iterator[int]:
+    """The same, one after the other."""
+    return map(int, wanted_numbers(plan, request, stage))
 
 
 def is_wanted(plan: Plan, request: Request, stage: Stage, index: int) -> bool:
@@ -211,13 +216,36 @@ def _between(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.any([reached(one) & reached(other) for one, other in pairs], axis=0)
 
 
-def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> list[int]:
-    """Units of a stage that the request needs and the ledger lacks; all but the segmentation is redone for another request."""
-    done = ledger.read_records(store, stage.name, plan.id, None if stage.kind == "segment" else request.id)
-    return [index for index in wanted_units(plan, request, stage) if index not in done]
+def done_units(store: Store, plan: Plan, request: Request, stage: Stage) -> NDArray[np.int64]:
+    """Units of a stage that the request needs and the ledger has; of all stages but the segmentation those of this very request."""
+    wanted = wanted_numbers(plan, request, stage)
+    return wanted[_is_recorded(store, plan, request, stage)[wanted]]
 
 
-def wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) -> list[Record]:
-    """Records of the units of a stage that the request needs; of all stages but the segmentation those of this very request."""
-    records = ledger.read_records(store, stage.name, plan.id, None if stage.kind == "segment" else request.id)
-    return [records[index] for index in wanted_units(plan, request, stage) if index in records]
+def remaining_units(store: Store, plan: Plan, request: Request, stage: Stage) -> NDArray[np.int64]:
+    """Units of a stage that the request needs and the ledger lacks, likewise."""
+    wanted = wanted_numbers(plan, request, stage)
+    return wanted[~_is_recorded(store, plan, request, stage)[wanted]]
+
+
+def wanted_records(store: Store, plan: Plan, request: Request, stage: Stage) -> Iterator[Record]:
+    """Records of the units of a stage that the request needs, likewise, ascending."""
+    wanted = _flags(stage, wanted_numbers(plan, request, stage))
+    records = ledger.iterate_records(store, stage.name, plan.id, _asked(request, stage))
+    return (record for record in records if record.index < len(wanted) and wanted[record.index])
+
+
+def _is_recorded(store: Store, plan: Plan, request: Request, stage: Stage) -> NDArray[np.bool_]:
+    """Of each unit of a stage, whether the ledger has it."""
+    return _flags(stage, ledger.recorded_units(store, stage.name, plan.id, _asked(request, stage)))
+
+
+def _flags(stage: Stage, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    flags = np.zeros(stage.grid.block_count, dtype=bool)
+    flags[numbers[numbers < len(flags)]] = True
+    return flags
+
+
+def _asked(request: Request, stage: Stage) -> str | None:
+    """The request whose records of a stage count; all but the segmentation is done again for another one."""
+    return None if stage.kind == "segment" else request.id

@@ -122,7 +122,7 @@ def measure_seams(output_url: str, most: int = FACETS) -> dict[str, Seam]:
         LedgerError: if voxels that were written are no longer there.
     """
     result = open_result(output_url)
-    done = ledger.read_records(open_store(output_url), result.plan.stages[0].name, result.plan.id)
+    done = ledger.recorded_units(open_store(output_url), result.plan.stages[0].name, result.plan.id).tolist()
     return result_seams(result, done, most)
 
 

@@ -6,8 +6,8 @@ job -> plan -> output created -> units (read, predict, encode, commit, record) -
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, prod
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from unet_core import ledger
 from unet_core.agenda import Agenda
 from unet_core.attachment.copying import attach
-from unet_core.audit import audit, withdraw_damaged
+from unet_core.audit import audit, read_back, records_of, withdraw_damaged
 from unet_core.completion import write_completion
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.job import SegmentationJob
@@ -28,9 +28,11 @@ from unet_core.places import check_writable
 from unet_core.plan import Plan
 from unet_core.planning import Planned, resolve
 from unet_core.result import Result, Status, open_result, read_status
-from unet_core.resume import check_output, prepare, remaining_units, wanted_records, wanted_units
+from unet_core.resume import check_output, prepare, remaining_units, wanted_numbers
 from unet_core.seams import Seam, measure_seams
+from unet_core.stages import SEGMENT_STAGE
 from unet_core.store import open_store
+from unet_core.tally import Tally
 
 __all__ = [
     "Result",
@@ -67,7 +69,8 @@ class RunSummary:
         area_unit: of these, um^2 or um^3.
         instances: by class name, of a complete result that has ids; None else.
         table: key of the table of instances in the output; None likewise.
-        failures: one sentence for each failed unit.
+        failures: one sentence for each failed unit, of the first thousand.
+        failed: how many there are.
         models: names.
         passes: that were averaged; one for each model and symmetry.
         warnings: what the user should know about the result.
@@ -93,6 +96,7 @@ class RunSummary:
     models: list[str] = field(default_factory=list)
     passes: int = 1
     failures: list[str] = field(default_factory=list)
+    failed: int = 0
     warnings: list[str] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)
     seams: dict[str, Seam] = field(default_factory=dict)
@@ -135,28 +139,23 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     planned = resolve(job)
     request = prepare(planned, job.output)
     store = open_store(job.output)
-    computed: list[Record] = []
-    failures: list[str] = []
-    plan = planned.plan
+    computed, plan = Tally(), planned.plan
     agenda = Agenda(plan.stages, {stage.name: remaining_units(store, plan, request, stage) for stage in plan.stages})
     for outcome in run_ready(job.output, request.key, agenda):
         if isinstance(outcome, BlockError):
-            failures.append(str(outcome))
+            computed.fail(str(outcome))
             continue
-        computed.append(outcome)
+        computed.add(outcome)
         if on_record:
             on_record(outcome)
-    return finish(planned, request, job.output, computed, failures, time.perf_counter() - began)
+    return finish(planned, request, job.output, computed, time.perf_counter() - began)
 
 
-def finish(
-    planned: Planned, request: Request, output_url: str, computed: Iterable[Record], failures: list[str], seconds: float
-) -> RunSummary:
+def finish(planned: Planned, request: Request, output_url: str, computed: Tally, seconds: float) -> RunSummary:
     """Audit the output and say ``complete`` if nothing is missing and every object has its recorded hash.
 
     Args:
-        computed: records of this run.
-        failures: of this run; with any, the run is ``partial`` and nothing is marked.
+        computed: units of this run; if any failed, the run is ``partial`` and nothing is marked.
         seconds: wall time so far.
 
     Raises:
@@ -164,33 +163,35 @@ def finish(
             not done, and the next run computes it again.
     """
     plan, store = planned.plan, open_store(output_url)
-    records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
     store.delete(ledger.COMPLETE_KEY)
     store.delete_leftovers()  # of workers that were killed and replaced while this run went on
-    segmented = [record for record in records if record.stage == plan.stages[0].name]
-    counts, instances = label_voxels(plan, segmented), None
-    if failures:  # nothing is marked, but what is damaged is to be computed again too
-        failures = failures + [text for _, text in withdraw_damaged(store, plan, records)]
+    records, instances, failures = records_of(store, plan, request), None, replace(computed, failures=[*computed.failures])
+    if failures.failed:  # nothing is marked, but what is damaged is to be computed again too
+        found = read_back(store, plan, request, records)
+        withdraw_damaged(store, plan, found.damaged)
+        for damage in found.damaged:
+            failures.fail(damage.text)
+        stored = found.tally
     else:
-        audit(store, plan, request, records, withdraw=True)
+        stored = audit(store, plan, request, records, withdraw=True)
         instances = count_instances(store, plan, request)
-        write_completion(store, mark_of(planned, request, len(records), counts, instances))
+        write_completion(store, mark_of(planned, request, stored.total, label_voxels(plan, stored), instances))
+    counts = label_voxels(plan, stored)
     attached: list[str] = []
-    if planned.attachment and not failures:
+    if planned.attachment and not failures.failed:
         attached = attach(planned.attachment, output_url, plan, request)
-    fresh = [record for record in computed if record.stage == plan.stages[0].name]
-    seams, unmeasured = _seams(output_url) if plan.exact is not True and not failures else ({}, [])
+    seams, unmeasured = _seams(output_url) if plan.exact is not True and not failures.failed else ({}, [])
     size = 1.0
     for step in plan.scale:
         size *= step
     return RunSummary(
-        status="partial" if failures else "complete",
+        status="partial" if failures.failed else "complete",
         output=output_url,
         plan=plan.id,
-        blocks=len(list(wanted_units(plan, request, plan.stages[0]))),
-        computed=len(fresh),
-        voxels=sum(record.voxels for record in fresh),
-        read_amplification=_amplification(plan, fresh),
+        blocks=len(wanted_numbers(plan, request, plan.stages[0])),
+        computed=computed.units[SEGMENT_STAGE],
+        voxels=computed.voxels[SEGMENT_STAGE],
+        read_amplification=_amplification(plan, computed),
         seconds=seconds,
         label_voxels=counts,
         area_um={name: count * size for name, count in counts.items()} if plan.unit == "micrometer" and isfinite(size) else None,
@@ -198,22 +199,23 @@ def finish(
         instances=instances,
         skipped=[mask.sentence() for mask in planned.request.masks],
         attached=attached,
-        table=None if failures or plan.measure is None else TABLE_KEY,
+        table=None if failures.failed or plan.measure is None else TABLE_KEY,
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
-        failures=failures,
-        warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(segmented), *unmeasured],
-        hardware=sorted({record.hardware for record in segmented}),
+        failures=failures.failures,
+        failed=failures.failed,
+        warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(stored), *unmeasured],
+        hardware=sorted(stored.hardware),
         seams=seams,
     )
 
 
-def _amplification(plan: Plan, segmented: list[Record]) -> float | None:
+def _amplification(plan: Plan, computed: Tally) -> float | None:
     """Margins of neighbouring blocks overlap, and chunks do not end where blocks do: what is decoded more than once shows here."""
     channels = len(plan.input.channels) if plan.input.channels else plan.input.shape[0] if "c" in plan.input.axes else 1
-    voxels = sum(record.voxels for record in segmented) * prod(above / below for above, below in plan.resample or ())
+    voxels = computed.voxels[SEGMENT_STAGE] * prod(above / below for above, below in plan.resample or ())
     needed = voxels * channels * np.dtype(plan.input.dtype).itemsize
-    return round(sum(record.decoded_bytes for record in segmented) / needed, 3) if needed else None
+    return round(computed.decoded_bytes[SEGMENT_STAGE] / needed, 3) if needed else None
 
 
 def _seams(output_url: str) -> tuple[dict[str, Seam], list[str]]:
@@ -231,9 +233,9 @@ def _asked_before(asked: Request, request: Request) -> list[str]:
     return ["Earlier runs of this output asked for blocks that a mask of this one skips; they stay wanted."]
 
 
-def _mixed(records: list[Record]) -> list[str]:
+def _mixed(stored: Tally) -> list[str]:
     """A warning if more than one class of hardware computed the result."""
-    classes = sorted({record.hardware for record in records})
+    classes = sorted(stored.hardware)
     if len(classes) < 2:
         return []
     return [f"Blocks were computed on {len(classes)} classes of hardware ({', '.join(classes)}), which differ in last bits."]

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unet_core import ledger, output
-from unet_core.audit import made_from_all, withdraw_damaged
-from unet_core.ledger import Record
+from unet_core.audit import made_from_all, read_back, records_of, withdraw_damaged
 from unet_core.places import check_location, check_writable
 from unet_core.plan import Plan
-from unet_core.resume import wanted_records, wanted_units
+from unet_core.resume import wanted_numbers
 from unet_core.store import Store, open_store
-
-_AT_ONCE = 64  # records that are read between two words of progress
 
 
 @dataclass(frozen=True)
@@ -60,30 +57,27 @@ def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = la
     plan, request = ledger.read_plan(store), ledger.read_request(store)
     if repair:
         check_writable(url)
-    records = [record for stage in plan.stages for record in wanted_records(store, plan, request, stage)]
-    wanted = sum(1 for stage in plan.stages for _ in wanted_units(plan, request, stage))
-    damaged: list[tuple[Record, str]] = []
-    for begin in range(0, len(records), _AT_ONCE):
-        damaged += ledger.faults(store, records[begin : begin + _AT_ONCE])
-        show(min(begin + _AT_ONCE, len(records)), len(records))
-    faults = _faulty_metadata(store, plan) + [text for _, text in damaged]
+    wanted = sum(len(wanted_numbers(plan, request, stage)) for stage in plan.stages)
+    found = read_back(store, plan, request, records_of(store, plan, request), lambda done: show(done, wanted))
+    done = found.tally.total
+    faults = _faulty_metadata(store, plan) + [damage.text for damage in found.damaged]
     is_marked = ledger.is_complete(store, request)
-    if is_marked and len(records) < wanted:
-        faults.append(f"{wanted - len(records)} of {wanted} records are gone or cannot be read, although the run was complete")
-    again: list[tuple[str, int]] = []
+    if is_marked and done < wanted:
+        faults.append(f"{wanted - done} of {wanted} records are gone or cannot be read, although the run was complete")
+    again, lost = list[tuple[str, int]](), 0
     if repair and faults:
         store.delete(ledger.COMPLETE_KEY)
         output.create_output(store, plan)
-        withdraw_damaged(store, plan, [record for record, _ in damaged])
-        again = made_from_all(plan, damaged)
-    stored = [shard for record in records for shard in record.objects if not shard.empty]
-    finished = is_marked and len(records) == wanted
+        again = made_from_all(plan, found.damaged)
+        lost = sum(bool(found.seen[stage][index]) for stage, index in again)
+        withdraw_damaged(store, plan, found.damaged)
+    finished = is_marked and done == wanted
     return Verification(
         url=url,
         state="damaged" if faults else "intact" if finished else "unfinished",
-        units=(sum((record.stage, record.index) not in again for record in records), wanted),
-        objects=len(stored),
-        size_bytes=sum(shard.size_bytes for shard in stored),
+        units=(done - lost, wanted),
+        objects=found.tally.objects,
+        size_bytes=found.tally.stored_bytes,
         faults=faults,
         again=[f"{stage} block {index}" for stage, index in again],
     )

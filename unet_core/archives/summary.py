@@ -118,7 +118,7 @@ def finished_row(row: ImageRow, found: Completion) -> ImageRow:
 def computed_row(row: ImageRow, summary: RunSummary, seconds: float) -> ImageRow:
     """The row of an image that this run segmented."""
     if summary.failures:
-        more = f" (and {len(summary.failures) - 1} more)" if len(summary.failures) > 1 else ""
+        more = f" (and {summary.failed - 1} more)" if summary.failed > 1 else ""
         reason = f"{summary.failures[0]}{more}"[:_LONGEST_REASON]
         return row.model_copy(update={"state": "partial", "seconds": round(seconds, 3), "reason": reason})
     return row.model_copy(

@@ -134,7 +134,7 @@ def _open(job: ConversionJob) -> Volume:
 
 
 def _remaining(store: Store, plan: ConversionPlan, level: int) -> list[int]:
-    done = ledger.read_records(store, stage_name(level), plan.id)
+    done = set(ledger.recorded_units(store, stage_name(level), plan.id).tolist())
     return [number for number in range(plan.grid(level).block_count) if number not in done]
 
 

@@ -16,7 +16,7 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.ledger import Request
 from unet_core.plan import Plan
 from unet_core.result import Result, open_result
-from unet_core.resume import wanted_records, wanted_units
+from unet_core.resume import done_units, wanted_units
 from unet_core.store import absolute, open_store
 from unet_core.volumes import Volume
 from unet_core.wording import counted
@@ -145,7 +145,7 @@ def open_segmented(url: str, partial: bool = False, image: str | None = None) ->
             f"{url} has {counted(len(regions), 'region')} that may overlap; a label image shows the combinations of {MAX_REGIONS} at most."
         )
     computed = np.zeros(finest.grid.counts, dtype=bool)
-    indices = [record.index for record in wanted_records(store, plan, request, finest)]
+    indices = done_units(store, plan, request, finest).tolist()
     if result.status.state == "complete":
         indices = list(wanted_units(plan, request, finest))
     computed.ravel()[indices] = True

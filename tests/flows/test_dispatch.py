@@ -1,0 +1,129 @@
+"""The window of futures on a real scheduler: it follows the workers that are there, and nothing of what has ended is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from distributed import Scheduler, SpecCluster, Worker, get_worker
+
+from flows import dispatch
+from unet_core.agenda import Agenda
+from unet_core.ledger import Record
+from unet_core.stages import stages_of
+from unet_core.tally import MOST_TOLD, Tally
+
+begun: set[str] = set()  # addresses of workers that have begun a block
+enough = threading.Event()  # so many have
+
+
+def record_of(stage: str, index: int, hardware: str = "") -> Record:
+    return Record(
+        plan="p", request="r", stage=stage, index=index, objects=(), voxels=4, seconds={"predict": 1.0}, hardware=hardware, software={}
+    )  # fmt: skip
+
+
+def wait_for_three(output_url: str, request_key: str, stage: str, index: int) -> Record:
+    """A block that ends once three workers have begun one."""
+    begun.add(get_worker().address)
+    if len(begun) == 3:
+        enough.set()
+    assert enough.wait(20)
+    return record_of(stage, index, get_worker().address)
+
+
+def at_once(output_url: str, request_key: str, stage: str, index: int) -> Record:
+    return record_of(stage, index)
+
+
+@pytest.fixture
+def cluster() -> Iterator[SpecCluster]:
+    """A scheduler without workers."""
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    with SpecCluster(workers={}, scheduler={"cls": Scheduler, "options": options}, silence_logs="CRITICAL") as started:
+        yield started
+
+
+def join(cluster: SpecCluster) -> Worker:
+    """A worker of one thread, in this process."""
+
+    async def start() -> Worker:
+        return await Worker(cluster.scheduler_address, nthreads=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
+
+    started: Worker = cluster.sync(start)
+    return started
+
+
+class Counted:
+    """Units of an agenda, and how many of them are in flight at most."""
+
+    def __init__(self, count: int) -> None:
+        self.agenda = Agenda(stages_of([((count,), (1,))], (1,), has_instances=False), {"segment": range(count)})
+        self.flying = self.most = 0
+
+    def take(self) -> Any:
+        unit = self.agenda.take()
+        self.flying += unit is not None
+        self.most = max(self.most, self.flying)
+        return unit
+
+    def committed(self, stage: str, index: int) -> None:
+        self.flying -= 1
+        self.agenda.committed(stage, index)
+
+
+def run(
+    cluster: SpecCluster, units: Any, work: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Thread, Tally]:
+    monkeypatch.setattr(dispatch, "run_unit", work)
+    monkeypatch.setattr(dispatch, "REFRESH_SECONDS", 0.2)
+    tally = Tally()
+    arguments = (cluster.scheduler_address, "out", "key", units, tally.add, tally.fail)
+    thread = threading.Thread(target=dispatch.run_units, args=arguments, daemon=True)
+    thread.start()
+    return thread, tally
+
+
+def test_workers_that_join_get_blocks_before_any_has_ended(cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun.clear()
+    enough.clear()
+    units, workers = Counted(40), []
+    thread, tally = run(cluster, units, wait_for_three, monkeypatch)  # no worker: what is in flight waits for the first
+    time.sleep(0.5)
+    for _ in range(3):
+        workers.append(join(cluster))
+        time.sleep(0.5)
+    thread.join(30)
+    assert tally.units == {"segment": 40}
+    assert len(tally.hardware) == 3
+    assert dispatch.WINDOW_PER_THREAD < units.most <= 3 * dispatch.WINDOW_PER_THREAD
+    cluster.sync(lambda: asyncio.gather(*(worker.close() for worker in workers)))
+
+
+def test_nothing_is_kept_of_blocks_that_have_ended(cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, units = join(cluster), Counted(300)
+    thread, tally = run(cluster, units, at_once, monkeypatch)
+    seen = 0
+    while thread.is_alive():
+        seen = max(seen, len(cluster.scheduler.tasks))
+        time.sleep(0.005)
+    assert tally.total == 300
+    assert units.most == dispatch.WINDOW_PER_THREAD
+    assert seen <= 20  # released ones are forgotten a moment later
+    assert not cluster.scheduler.tasks
+    cluster.sync(worker.close)
+
+
+def test_a_tally_counts_all_and_keeps_few() -> None:
+    one, other = Tally(), Tally()
+    for index in range(MOST_TOLD):
+        one.fail(f"block {index}")
+        other.fail(f"block {MOST_TOLD + index}")
+        other.add(record_of("segment", index, "cpu"))
+    one.merge(other)
+    assert (one.failed, len(one.failures), one.failures[-1]) == (2 * MOST_TOLD, MOST_TOLD, f"block {MOST_TOLD - 1}")
+    assert (one.total, one.voxels["segment"], one.work_seconds, one.hardware) == (MOST_TOLD, 4 * MOST_TOLD, MOST_TOLD, {"cpu"})
