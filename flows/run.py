@@ -17,6 +17,7 @@ from unet_core.agenda import Agenda
 from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
+from unet_core.packing import Packer
 from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
@@ -109,9 +110,13 @@ def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner
     """
     began, computed = time.perf_counter(), Tally()
     if prepared.total:
-        agenda = Agenda(prepared.planned.plan.stages, prepared.remaining)
-        with open_cluster(cluster, workers, gpu_count(prepared.request.device), prepared.planned.memory_bytes) as scheduler:
-            run_units(scheduler, agenda, computed)
+        plan, gpus = prepared.planned.plan, gpu_count(prepared.request.device)
+        with (
+            Packer(open_store(prepared.output), plan.id, prepared.remaining) as packer,
+            open_cluster(cluster, workers, gpus, prepared.planned.memory_bytes) as scheduler,
+        ):
+            run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed), computed)
+        computed.notes += packer.problems
     return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began)
 
 

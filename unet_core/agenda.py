@@ -74,6 +74,7 @@ class Agenda:
     Args:
         stages: of the plan.
         remaining: units left to do by the name of their stage, in the order in which they are to be done.
+        on_committed: told of each unit that is, in the thread that says so.
 
     Example:
         >>> from unet_core.stages import stages_of
@@ -85,7 +86,13 @@ class Agenda:
         (None, None, ('level-1', 0))
     """
 
-    def __init__(self, stages: Sequence[Stage], remaining: Mapping[str, Iterable[int]]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        remaining: Mapping[str, Iterable[int]],
+        on_committed: Callable[[str, int], None] = lambda stage, index: None,
+    ) -> None:
+        self._on_committed = on_committed
         self._stages = {stage.name: stage for stage in stages}
         self._number = {stage.name: number for number, stage in enumerate(stages)}
         self._sources = {stage.name: _sources(stages, stage) for stage in stages}
@@ -102,6 +109,7 @@ class Agenda:
             return self._next_unlocked() or self._next_in_line()
 
     def committed(self, stage: str, index: int) -> None:
+        self._on_committed(stage, index)
         with self._lock:
             left = self._left[stage]
             if not left.flags[index]:

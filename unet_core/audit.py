@@ -115,7 +115,7 @@ def withdraw_damaged(store: Store, plan: Plan, damaged: Iterable[Damage]) -> Non
     """
     units = made_from_all(plan, damaged)
     for stage, index in reversed(units):
-        ledger.withdraw(store, stage, index)
+        ledger.withdraw(store, plan, stage, index)
     if units:
         store.delete(ledger.REPORT_KEY)
 

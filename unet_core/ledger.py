@@ -2,7 +2,7 @@
 
 .unet/plan.json      the plan, written once
 .unet/request.json   which blocks are wanted, and where image and model lie
-.unet/ledger/STAGE/INDEX.json
+.unet/ledger/STAGE/INDEX.json, and packs of many records (see ``record_packs``)
 .unet/complete.json  written by the audit alone
 .unet/report.html    a page about the result, of a run that makes one
 """
@@ -12,172 +12,50 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any, Protocol
 
-import numpy as np
 import pydantic
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from unet_core.errors import LedgerError, ResumeError
-from unet_core.plan import Plan, canonical_json
-from unet_core.store import OWN_FOLDER, Store, is_remote, local_path
+from unet_core.plan import Plan
+from unet_core.record_packs import KEPT, WITHDRAWN, is_packed
+from unet_core.record_reading import iterate_records, read_records, recorded_units
+from unet_core.records import (
+    FOLDER,
+    Identified,
+    MaskRecord,
+    Record,
+    Request,
+    StoredShard,
+    parse_record,
+    record_key,
+    to_bytes,
+)
+from unet_core.store import Store, is_remote, local_path
 from unet_core.training_folder import find_training
 from unet_core.validation import first_problem
 from unet_core.wording import near_path
 
-SCHEMA = 1
-FOLDER = OWN_FOLDER
+__all__ = [
+    "FOLDER",
+    "Identified",
+    "MaskRecord",
+    "Record",
+    "Request",
+    "StoredShard",
+    "iterate_records",
+    "read_records",
+    "record_key",
+    "recorded_units",
+    "to_bytes",
+]
+
 PLAN_KEY = f"{FOLDER}/plan.json"
 REQUEST_KEY = f"{FOLDER}/request.json"
 COMPLETE_KEY = f"{FOLDER}/complete.json"
 REPORT_KEY = f"{FOLDER}/report.html"
-_LEDGER_FOLDER = f"{FOLDER}/ledger"
 _READERS = 8
-_AT_ONCE = 512  # records in memory while many are read
-
-
-class Identified(Protocol):
-    """A plan of any kind, by what its records name."""
-
-    @property
-    def id(self) -> str: ...
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoredShard(_Record):
-    """One object of a unit: what it must contain. ``empty``: only fill values, so that no object may exist."""
-
-    key: str
-    sha256: str | None
-    size_bytes: int
-    empty: bool
-
-
-class MaskRecord(_Record):
-    """A mask that left out blocks: what it was, and how far it went.
-
-    Args:
-        kind: ``image`` (voxels that are not 0), ``outlines`` (polygons), or ``tissue`` (found on the slide itself).
-        source: URL.
-        sha256: of what tells the foreground: of the image's fingerprint, of the outlines' bytes, of the cells with tissue.
-        scale: voxels of the segmented level that one voxel of the mask covers.
-        grown: voxels by which the mask was grown before blocks without foreground were skipped.
-        skipped: blocks of the finest level that were asked for and hold none.
-        facts: further parameters and numbers.
-    """
-
-    kind: str
-    source: str
-    sha256: str
-    scale: tuple[float, ...]
-    grown: tuple[int, ...]
-    skipped: int
-    facts: dict[str, Any]
-
-    def sentence(self) -> str:
-        where = {"tissue": "that hold no tissue", "outlines": f"outside the outlines of {self.source}"}
-        return f"{self.skipped} blocks skipped {where.get(self.kind, f'where mask {self.source} is 0')}"
-
-
-class Request(_Record):
-    """Which blocks are wanted, and where image and model lie; may grow, and is no part of the plan.
-
-    Args:
-        plan: id of the plan.
-        image: URL.
-        model: URL.
-        further_models: likewise; written only if there are any.
-        device: that workers use.
-        trust_model: the user's word, for the run that wrote this, that the code in a model may run.
-        roi: boxes in voxels of the level, as ((start), (stop)); None for everything. Masks leave boxes of whole blocks.
-        masks: that left out the other blocks, of this run and of those before it; written only if there are any.
-    """
-
-    schema_number: int = Field(default=SCHEMA, alias="schema")
-    plan: str
-    image: str
-    model: str
-    further_models: tuple[str, ...] = ()
-    device: str
-    trust_model: bool = False
-    roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
-    masks: tuple[MaskRecord, ...] = ()
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name not in ("further_models", "masks") or value}
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.model, *self.further_models)
-
-    @property
-    def id(self) -> str:
-        """Hash of what is wanted."""
-        return _wanted_id(self.plan, self.roi)
-
-    @property
-    def key(self) -> str:
-        """Hash of everything that workers are told: also where image and model lie, and on what device."""
-        return hashlib.sha256(to_bytes(self)).hexdigest()[:16]
-
-
-@lru_cache(maxsize=8)
-def _wanted_id(plan_id: str, roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None) -> str:
-    """Kept, since every unit asks, and masks leave many boxes."""
-    return hashlib.sha256(canonical_json([plan_id, roi])).hexdigest()[:16]
-
-
-class Record(_Record):
-    """One committed unit of work.
-
-    Args:
-        plan: id of the plan.
-        request: id of the request under which it was computed.
-        stage: of the plan.
-        index: of the unit in the stage's grid.
-        generation: of the lease that held the output; 0 without one.
-        attempt: counts from 1.
-        objects: every stored object of the unit.
-        voxels: that were written.
-        label_voxels: number of voxels by label value, over all label images.
-        missing_chunks: of the input, that were read as fill value.
-        decoded_bytes: of the input's voxels that were decoded for this unit, whatever it shares with others.
-        seconds: spent, by phase; ``wait`` for other units, which is no work.
-        hardware: instruction set or GPU model.
-        software: versions.
-    """
-
-    schema_number: int = Field(default=SCHEMA, alias="schema")
-    plan: str
-    request: str
-    stage: str
-    index: int
-    generation: int = 0
-    attempt: int = 1
-    objects: tuple[StoredShard, ...]
-    voxels: int
-    label_voxels: dict[str, int] = {}
-    missing_chunks: tuple[str, ...] = ()
-    decoded_bytes: int = 0
-    seconds: dict[str, float]
-    hardware: str
-    software: dict[str, str]
-
-    @property
-    def work_seconds(self) -> float:
-        return sum(seconds for phase, seconds in self.seconds.items() if phase != "wait")
-
-
-def record_key(stage: str, index: int) -> str:
-    return f"{_LEDGER_FOLDER}/{stage}/{index:08d}.json"
 
 
 def commit(store: Store, shards: Mapping[str, bytes | None]) -> tuple[StoredShard, ...]:
@@ -210,58 +88,19 @@ def write_record(store: Store, record: Record) -> None:
     store.put(record_key(record.stage, record.index), to_bytes(record))
 
 
-def to_bytes(record: BaseModel) -> bytes:
-    return canonical_json(record.model_dump(mode="json", by_alias=True))
-
-
-def iterate_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> Iterator[Record]:
-    """Records of a stage that count, ascending: of this plan, and of this request if one is named. Few are in memory at a time.
-
-    Damaged ones are as if absent.
-    """
-    numbers = _listed(store, stage)
-
-    def read(index: int) -> Record | None:
-        try:
-            record = Record.model_validate_json(store.get(record_key(stage, index)))
-        except (pydantic.ValidationError, OSError):
-            return None
-        counts = (
-            record.plan == plan_id and request_id in (None, record.request) and (record.stage, record.index) == (stage, index)
-        )
-        return record if counts else None
-
-    with ThreadPoolExecutor(_READERS) as readers:
-        for begin in range(0, len(numbers), _AT_ONCE):
-            for record in readers.map(read, numbers[begin : begin + _AT_ONCE].tolist()):
-                if record is not None:
-                    yield record
-
-
-def read_records(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> dict[int, Record]:
-    """The same, all of them by the number of their unit."""
-    return {record.index: record for record in iterate_records(store, stage, plan_id, request_id)}
-
-
-def recorded_units(store: Store, stage: str, plan_id: str, request_id: str | None = None) -> NDArray[np.int64]:
-    """Numbers of the units that have one of these records, ascending."""
-    return np.fromiter((record.index for record in iterate_records(store, stage, plan_id, request_id)), dtype=np.int64)
-
-
-def _listed(store: Store, stage: str) -> NDArray[np.int64]:
-    """Numbers of the units for which there is an object that should be a record."""
-    names = (entry.key.rpartition("/")[2].partition(".") for entry in store.list(f"{_LEDGER_FOLDER}/{stage}"))
-    numbers = np.fromiter((int(name) for name, _, ending in names if ending == "json" and name.isdecimal()), dtype=np.int64)
-    return np.sort(numbers)
-
-
 def read_record(store: Store, plan: Identified, stage: str, index: int, request_id: str | None = None) -> Record | None:
-    """The record of one unit; None if there is none that can be read and counts, as in ``read_records``."""
+    """The record of one unit; None if there is none that can be read and counts, as in ``iterate_records``."""
     try:
-        record = Record.model_validate_json(store.get(record_key(stage, index)))
-    except (pydantic.ValidationError, OSError):
+        data = store.get(record_key(stage, index))
+    except FileNotFoundError:
+        line = KEPT.line(store, plan.id, stage, request_id, index)
+        if line is None:
+            return None
+        data = line
+    except OSError:
         return None
-    return record if record.plan == plan.id and request_id in (None, record.request) else None
+    record = parse_record(data, stage, index)
+    return record if record is not None and record.plan == plan.id and request_id in (None, record.request) else None
 
 
 def read_unit(
@@ -279,6 +118,17 @@ def read_unit(
     record = read_record(store, plan, stage, index, request_id)
     if record is None:
         return None
+    try:
+        return _read_objects(store, record, folders)
+    except LedgerError:  # the unit may have been done again since the pack was read that is kept
+        KEPT.forget(store)
+        again = read_record(store, plan, stage, index, request_id)
+        if again is None or again == record:
+            raise
+        return _read_objects(store, again, folders)
+
+
+def _read_objects(store: Store, record: Record, folders: tuple[str, ...]) -> dict[str, bytes]:
     read = ((shard.key, read_object(store, shard)) for shard in record.objects if shard.key.startswith(folders))
     return {key: data for key, data in read if data is not None}
 
@@ -310,9 +160,12 @@ def _checked(store: Store, shard: StoredShard) -> tuple[str | None, bytes | None
     return None, data
 
 
-def withdraw(store: Store, stage: str, index: int) -> None:
+def withdraw(store: Store, plan: Identified, stage: str, index: int) -> None:
     """Remove the record of a unit, so that it counts as not done."""
-    store.delete(record_key(stage, index))
+    if is_packed(store, plan.id, stage, index):
+        store.put(record_key(stage, index), WITHDRAWN)
+    else:
+        store.delete(record_key(stage, index))
 
 
 def faults(store: Store, records: Iterable[Record]) -> list[tuple[Record, str]]:

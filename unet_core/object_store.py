@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ RETRY: Any = {
     "retry_timeout": timedelta(seconds=30),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
+
+_MOST_DELETED = 1000  # objects that one request may name
 
 # What the text of an error holds -> what it means and what to do; the first that fits.
 _REASONS = (
@@ -107,6 +109,12 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._at(key):
             obstore.delete(self._store, key)
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        listed = list(keys)
+        for begin in range(0, len(listed), _MOST_DELETED):
+            with self._at(listed[begin]):
+                obstore.delete(self._store, listed[begin : begin + _MOST_DELETED])
 
     def exists(self, key: str) -> bool:
         with self._at(key):

@@ -15,6 +15,7 @@ from unet_core.changed_options import changed_option
 from unet_core.errors import JobError, ResumeError
 from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
 from unet_core.ledger import Record, Request
+from unet_core.packing import pack_stage
 from unet_core.places import check_size, check_writable
 from unet_core.plan import Plan
 from unet_core.stages import Stage
@@ -87,6 +88,8 @@ def prepare(planned: Planned, output_url: str) -> Request:
             store.delete(ledger.REPORT_KEY)  # it would tell of an earlier state
         output.create_output(store, planned.plan)
         store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))
+        for stage in planned.plan.stages:
+            pack_stage(store, planned.plan.id, stage.name)
     except OSError as error:  # such as a directory in the place of a file
         raise ResumeError(
             f"Output {output_url} cannot be written: {error.filename2 or error.filename} ({error.strerror}); "

@@ -23,6 +23,7 @@ from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.measure import TABLE_KEY
 from unet_core.outcome import count_instances, label_voxels, mark_of
+from unet_core.packing import Packer
 from unet_core.pipeline import run_ready
 from unet_core.places import check_writable
 from unet_core.plan import Plan
@@ -140,14 +141,16 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     request = prepare(planned, job.output)
     store = open_store(job.output)
     computed, plan = Tally(), planned.plan
-    agenda = Agenda(plan.stages, {stage.name: remaining_units(store, plan, request, stage) for stage in plan.stages})
-    for outcome in run_ready(job.output, request.key, agenda):
-        if isinstance(outcome, BlockError):
-            computed.fail(str(outcome))
-            continue
-        computed.add(outcome)
-        if on_record:
-            on_record(outcome)
+    remaining = {stage.name: remaining_units(store, plan, request, stage) for stage in plan.stages}
+    with Packer(store, plan.id, remaining) as packer:
+        for outcome in run_ready(job.output, request.key, Agenda(plan.stages, remaining, packer.committed)):
+            if isinstance(outcome, BlockError):
+                computed.fail(str(outcome))
+                continue
+            computed.add(outcome)
+            if on_record:
+                on_record(outcome)
+    computed.notes += packer.problems
     return finish(planned, request, job.output, computed, time.perf_counter() - began)
 
 
@@ -204,7 +207,7 @@ def finish(planned: Planned, request: Request, output_url: str, computed: Tally,
         passes=plan.pass_count,
         failures=failures.failures,
         failed=failures.failed,
-        warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(stored), *unmeasured],
+        warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(stored), *unmeasured, *computed.notes],
         hardware=sorted(stored.hardware),
         seams=seams,
     )

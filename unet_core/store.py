@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is no error."""
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove many objects, in few requests where the store allows it; absent ones are no error."""
 
     def exists(self, key: str) -> bool: ...
 
@@ -288,6 +291,10 @@ class LocalStore:
     def delete(self, key: str) -> None:
         with storage_errors(f"{self.root}/{key}"):
             self._path(key).unlink(missing_ok=True)
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.delete(key)
 
     def exists(self, key: str) -> bool:
         return os.path.isfile(self._path(key))

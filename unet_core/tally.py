@@ -26,6 +26,7 @@ class Tally:
         stored_bytes: of these.
         failed: units without a record, since something went wrong.
         failures: a sentence for each of the first of these.
+        notes: what else the user should know.
     """
 
     units: Counter[str] = field(default_factory=Counter)
@@ -38,6 +39,7 @@ class Tally:
     stored_bytes: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Count a unit that is committed."""
@@ -70,6 +72,7 @@ class Tally:
         self.stored_bytes += other.stored_bytes
         self.failed += other.failed
         self.failures = (self.failures + other.failures)[:MOST_TOLD]
+        self.notes += other.notes
 
     @property
     def total(self) -> int:

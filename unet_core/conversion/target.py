@@ -85,7 +85,7 @@ def audit(store: Store, plan: ConversionPlan, target: str) -> None:
         for record in records.values():
             faults = _faults(record, sizes)
             if faults:
-                ledger.withdraw(store, record.stage, record.index)
+                ledger.withdraw(store, plan, record.stage, record.index)
                 wrong += faults
     if wrong:
         withdraw_root(store, plan)
