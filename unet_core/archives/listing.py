@@ -175,7 +175,7 @@ class _Walk:
                 found = self._folders_below(found)
             else:
                 listed = zip(found, self._readers.map(self._names, found), strict=True)
-                found = [_join(path, name) for path, names in listed for name in names or () if fnmatchcase(name, part)]
+                found = [_join(path, name) for path, names in listed for name in names or () if _matches(name, part)]
         return found
 
     def take(self, paths: list[str], explicit: bool) -> None:
@@ -261,6 +261,11 @@ class _Walk:
             if path.count("/") > _DEEPEST:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             return tuple(sorted(os.listdir(folder))) if folder.is_dir() else None
+
+
+def _matches(name: str, part: str) -> bool:
+    """As in a shell: hidden files, such as those that macOS leaves beside others, match only what begins with a dot."""
+    return fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
 
 
 def _is_precomputed(url: str) -> bool:

@@ -56,10 +56,11 @@ def test_every_image_below_a_folder_is_found_and_what_is_inside_one_is_none(root
         ("day*/*/d.svs", ["day 1/deep/d.svs"], ["day 1-deep-d.zarr"]),
         ("day?1", ["day 1/c.ome.tif", "day 1/deep/d.svs"], ["day 1-c.zarr", "day 1-deep-d.zarr"]),
         ("notes.*", ["notes.txt"], ["notes.txt.zarr"]),  # who names a file means it
+        (".hid*.tif", [".hidden.tif"], [".hidden.zarr"]),
     ],
 )
 def test_a_glob_means_what_matches(root: str, pattern: str, images: list[str], names: list[str]) -> None:
-    put(root, *(key for key in TREE if not key.startswith(".")))
+    put(root, *TREE)
     items = list_images(f"{root}/{pattern}").items
     assert [item.image for item in items] == [f"{root}/{image}" for image in images]
     assert [item.name for item in items] == names
