@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+from unicodedata import normalize
 
 from unet_core.archives.rows import is_list, read_rows
 from unet_core.errors import InputError, JobError, VolumeError
@@ -114,10 +115,10 @@ def _without_ending(name: str) -> str:
 
 
 def _check_names(items: tuple[Item, ...]) -> None:
-    """Also where letters differ in case only, which some file systems do not tell apart."""
+    """Also where letters differ in case only, or in how an accent is written, which some file systems do not tell apart."""
     seen: dict[str, Item] = {}
     for item in items:
-        other = seen.setdefault(item.name.casefold(), item)
+        other = seen.setdefault(normalize("NFC", normalize("NFC", item.name).casefold()), item)
         if other is not item:
             raise JobError(
                 f"{other.image} and {item.image} would both have the result {item.name}; name their results in a list (columns image, "

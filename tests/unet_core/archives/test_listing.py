@@ -66,7 +66,7 @@ def test_a_glob_means_what_matches(root: str, pattern: str, images: list[str], n
     assert [item.name for item in items] == names
 
 
-@pytest.mark.parametrize(("one", "other"), [("a.tif", "a.png"), ("a-b.tif", "a/b.tif"), ("A.tif", "a.tif")])
+@pytest.mark.parametrize(("one", "other"), [("a.tif", "a.png"), ("a-b.tif", "a/b.tif"), ("A.tif", "a.tif"), ("caf\u00e9.tif", "cafe\u0301.tif")])
 def test_two_results_of_one_name_are_refused_with_both_images(root: str, one: str, other: str) -> None:
     put(root, one, other)
     with pytest.raises(JobError, match="would both have the result") as refused:
