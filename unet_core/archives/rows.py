@@ -113,20 +113,40 @@ def _text(data: bytes, url: str) -> list[dict[str, str]]:
         text = data.decode("utf-8-sig")  # as spreadsheets write it
     except UnicodeDecodeError:
         raise JobError(f"{url} is no text in UTF-8; save it as CSV (UTF-8).") from None
-    head = text.partition("\n")[0]
-    separator = max(",;\t", key=head.count)  # spreadsheets of some countries write semicolons
-    rows = list(csv.reader(io.StringIO(text), delimiter=separator))
-    names = [name.strip() for name in rows[0]] if rows else []
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    separator = max(",;\t", key=lines.partition("\n")[0].count)  # spreadsheets of some countries write semicolons
+    # Strict, since a quote that is not closed would hide rows.
+    reader = csv.reader(io.StringIO(lines), delimiter=separator, strict=True)
+    try:
+        rows = [_without_empty_end([cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise JobError(
+            f"{url} is no table from line {reader.line_num} on ({error}); correct it, or save it as CSV anew."
+        ) from None
+    names = rows[0] if rows else []
     if len(set(names)) < len(names):
         raise JobError(f"{url} names a column twice: {', '.join(names)}; remove one.")
-    filled = [row for row in rows[1:] if any(cell.strip() for cell in row)]
+    filled = [row for row in rows[1:] if row]
     for number, row in enumerate(filled, start=1):
         if len(row) > len(names):
             raise JobError(
                 f"row {number} of {url} has {len(row)} cells, there are {len(names)} columns; put cells with commas in quotes."
             )
     padded = (row + [""] * (len(names) - len(row)) for row in filled)
-    return [{name: cell.strip() for name, cell in zip(names, row, strict=True)} for row in padded]
+    cells = [dict(zip(names, row, strict=True)) for row in padded]
+    for number, entry in enumerate(cells, start=1):
+        size = entry.get("voxel_size", "")
+        if separator == ";" and "," in size and "." not in size:
+            raise JobError(
+                f"voxel_size in row {number} of {url} is '{size[:60]}': in a list with semicolons a comma may be that of a decimal, or stand "
+                "between two numbers; write decimals with a point, and spaces between numbers."
+            )
+    return cells
+
+
+def _without_empty_end(row: list[str]) -> list[str]:
+    """Spreadsheets write columns and rows that were used once."""
+    return row[: max((number for number, cell in enumerate(row, start=1) if cell), default=0)]
 
 
 def _parquet(data: bytes, url: str) -> list[dict[str, str]]:
@@ -141,8 +161,10 @@ def _parquet(data: bytes, url: str) -> list[dict[str, str]]:
     def cell(value: Any) -> str:
         if value is None or value != value:
             return ""
+        if isinstance(value, bytes):  # as some programs write text
+            return value.decode(errors="replace").strip()
         if isinstance(value, list):
-            return ",".join(str(entry) for entry in value)
+            return " ".join(cell(entry) for entry in value)
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
     return [{name: cell(value) for name, value in row.items()} for row in table.to_pylist()]

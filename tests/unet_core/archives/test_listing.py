@@ -66,7 +66,9 @@ def test_a_glob_means_what_matches(root: str, pattern: str, images: list[str], n
     assert [item.name for item in items] == names
 
 
-@pytest.mark.parametrize(("one", "other"), [("a.tif", "a.png"), ("a-b.tif", "a/b.tif"), ("A.tif", "a.tif"), ("caf\u00e9.tif", "cafe\u0301.tif")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("a.tif", "a.png"), ("a-b.tif", "a/b.tif"), ("A.tif", "a.tif"), ("caf\u00e9.tif", "cafe\u0301.tif")]
+)
 def test_two_results_of_one_name_are_refused_with_both_images(root: str, one: str, other: str) -> None:
     put(root, one, other)
     with pytest.raises(JobError, match="would both have the result") as refused:
@@ -142,7 +144,43 @@ def test_a_list_says_more_of_each_image_and_its_paths_begin_beside_it(root: str,
     assert (second.image, second.name, second.options) == (f"{root}/sub/b.tif", "second.zarr", {})
 
 
+def listed(tmp_path: Path, name: str, data: bytes) -> list[tuple[str, dict[str, Any]]]:
+    (tmp_path / name).write_bytes(data)
+    return [(Path(item.image).name, item.options) for item in list_images(str(tmp_path / name)).items]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"image;level;;\na.tif;1;;\n;;;\nb.tif;;;\n;;;\n",  # columns and rows that a spreadsheet once had
+        b"image,level\ra.tif,1\rb.tif,\r",
+        b'"image",level\r\n"a.tif", 1\r\n\r\nb.tif\r\n',
+        b"image\tlevel\na.tif\t1\nb.tif\n",
+    ],
+)
+def test_lists_are_read_as_programs_write_them(data: bytes, tmp_path: Path) -> None:
+    assert listed(tmp_path, "list.csv", data) == [("a.tif", {"level": 1}), ("b.tif", {})]
+
+
+def test_cells_of_parquet_may_be_bytes_lists_and_numbers(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    row = {
+        "image": b"a.tif",
+        "roi": ["0:5,0:7", "8:9,0:7"],
+        "channels": [2, 0],
+        "level": 1.0,
+        "voxel_size": [0.5, 2.0],
+        "owner": float("nan"),
+    }
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), stream)
+    options = {"roi": ("0:5,0:7", "8:9,0:7"), "channels": (2, 0), "level": 1, "voxel_size_um": (0.5, 2.0)}
+    assert listed(tmp_path, "list.parquet", stream.getvalue()) == [("a.tif", options)]
+
+
 BAD = [
+    ("image;voxel_size\na.tif;1,5\n", "voxel_size in row 1 .* is '1,5': in a list with semicolons"),
+    ('image,owner\n"a.tif,ann\nb.tif,bob\n', "is no table from line 3 on"),
+    ("image\n" + "a" * 200_000, "is no table from line 2 on"),
     ("image,voxelsize\na.tif,1\n", "Column 'voxelsize' .*did you mean 'voxel_size'"),
     ("file\na.tif\n", "Column 'file' .* is not known"),
     ("owner\nann\n", "has no column 'image'"),
