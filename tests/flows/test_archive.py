@@ -19,9 +19,11 @@ import psutil
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 from tests.conftest import DATA, needs_data, textured
 from tests.flows.test_cli import call
+from tests.unet_core.test_foreground import slide_like
 from tests.unet_core.test_segment import digest
 from unet_core import inputs
 from unet_core.archives import preparing
@@ -174,6 +176,30 @@ def test_options_of_a_list_are_those_of_single_runs(
         single = tmp_path / f"single-{name}"
         run(make_job(image=str(folder / "a.tif"), output=str(single), model=str(model), block_shape=(16, 16), **options))
         assert digest(tmp_path / f"out/{name}.zarr") == digest(single)
+
+
+def test_images_that_their_own_kind_or_row_rules_out_stop_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    """Many at the beginning, and again when all that can be done is complete: the exit code is the same."""
+    (tmp_path / "in").mkdir()
+    for name, pieces in {"a": [], "b": [], "c": [], "d": [(200, 200, 120)]}.items():
+        Image.fromarray(slide_like((400, 400), pieces).transpose(1, 2, 0)).save(tmp_path / f"in/{name}.png")
+    write_images(tmp_path / "rows", {"a": (20, 20), "b": (40, 40)})
+    (tmp_path / "rows/list.csv").write_text(
+        "image,output,roi\n" + "".join(f'a.tif,{n},"30:40,0:20"\n' for n in range(3)) + 'b.tif,,"30:40,0:20"\n'
+    )
+    for source, channels, options in (("in", 3, ("--tissue",)), ("rows/list.csv", 1, ())):
+        output = tmp_path / f"out-{channels}"
+        model = make_model(levels=2, in_channels=channels)
+        arguments = ("archive", tmp_path / source, output, "--model", model, "--cluster", "serial", *options)
+        for _ in range(2):
+            code, _, err = call(monkeypatch, capsys, *arguments)
+            rows = summary_of(output)
+            assert (code, sorted(row["state"] for row in rows.values())) == (3, ["complete", *["failed"] * 3]), err
+        assert all(
+            re.search("No tissue|covers nothing of the image", row["reason"]) for row in rows.values() if row["state"] == "failed"
+        )
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

@@ -20,7 +20,7 @@ from skimage.measure import label
 from tests.conftest import textured
 from tests.unet_core.test_instances import instances_of
 from tests.unet_core.test_segment import digest, labels_of
-from unet_core.errors import InputError, JobError, VolumeError
+from unet_core.errors import InputError, VolumeError
 from unet_core.foreground import blocks, blocks_with_foreground, tissue
 from unet_core.foreground.mask_image import MaskImage
 from unet_core.foreground.outlines import Outlines, read_outlines
@@ -66,7 +66,7 @@ def test_blocks_are_those_that_meet_the_grown_mask(axes: list[tuple[int, int, in
             assert chosen.skipped == grid.block_count - len(expected)
             assert sum(box.voxel_count for box in boxes) == sum(grid.block(index).voxel_count for index in expected)
         else:
-            with pytest.raises(JobError, match="marks nothing anywhere in the image; give a mask whose voxels are not all 0"):
+            with pytest.raises(VolumeError, match="marks nothing anywhere in the image; give a mask whose voxels are not all 0"):
                 blocks_with_foreground([mask], grid, [])
 
 
@@ -157,7 +157,7 @@ def test_growing_computes_new_blocks_only_and_ends_as_if_there_had_been_no_mask(
 
 def test_a_region_and_a_mask_leave_what_both_leave(job: SegmentationJob) -> None:
     assert wanted_of(job.model_copy(update={"roi": ("40:100,0:190",)})) == [6, 7, 12, 13]
-    with pytest.raises(JobError, match=r"mask.png marks nothing inside --roi in the image"):
+    with pytest.raises(VolumeError, match=r"mask.png marks nothing inside --roi in the image"):
         resolve(job.model_copy(update={"roi": ("130:140,0:190",)}))
     facts = resolve(job).facts()
     assert facts["foreground"].startswith(f"{len(WANTED)} blocks to compute; {60 - len(WANTED)} blocks skipped where mask")

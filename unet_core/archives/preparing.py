@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -90,7 +90,8 @@ def prepare_archive(job: ArchiveJob, show: Callable[[int, int], None] = lambda d
             if own is not None:
                 jobs[number] = own
             show(number + 1, len(listing.items))
-    _plan_one(rows, jobs)
+    if not any(row.state == "complete" for row in rows):  # else the options suit these at least
+        _plan_one(rows, jobs, listing.items)
     if all(row.state == "failed" for row in rows):
         raise InputError(
             f"No image of {job.image} can be segmented ({counted(len(rows), 'image')}): {rows[0].image}: {rows[0].reason}"
@@ -98,11 +99,11 @@ def prepare_archive(job: ArchiveJob, show: Callable[[int, int], None] = lambda d
     return PreparedArchive(job, listing.items, jobs, tuple(rows), tuple(listing.notes()))
 
 
-def _plan_one(rows: list[ImageRow], jobs: dict[int, SegmentationJob]) -> None:
+def _plan_one(rows: list[ImageRow], jobs: dict[int, SegmentationJob], items: Sequence[Item]) -> None:
     """Plan images until one can be, and refuse options that suit none of the first.
 
     Raises:
-        InputError: that of the first, unless it is about the image.
+        InputError: that of the first, unless it is about the image, or about what a list says of it alone.
     """
     refusals: list[InputError] = []
     for number, own in list(jobs.items()):
@@ -112,7 +113,7 @@ def _plan_one(rows: list[ImageRow], jobs: dict[int, SegmentationJob]) -> None:
         except Exception as error:  # likewise
             rows[number] = failed_row(rows[number], error)
             del jobs[number]
-            if isinstance(error, InputError) and not isinstance(error, VolumeError):
+            if isinstance(error, InputError) and not isinstance(error, VolumeError) and not items[number].options:
                 refusals.append(error)
         if len(refusals) >= _PLANNED or (refusals and not jobs):
             raise JobError(str(refusals[0]))

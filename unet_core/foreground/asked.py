@@ -27,8 +27,7 @@ def apply_masks(
         wanted: regions; empty for the whole image.
 
     Raises:
-        VolumeError: if a mask cannot be read, or does not cover the image.
-        JobError: if nothing is left.
+        VolumeError: if a mask cannot be read, does not cover the image, or leaves nothing of it.
     """
     masks = _masks_of(job, opened)
     if not masks:

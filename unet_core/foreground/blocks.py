@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Protocol
 
-from unet_core.errors import JobError
+from unet_core.errors import VolumeError
 from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
 
 GROWN_VOXELS = 16  # of the image in y and x, at least: what crosses the border of a mask by less is whole
@@ -62,7 +62,7 @@ def blocks_with_foreground(masks: list[Foreground], grid: BlockGrid, wanted: lis
         wanted: regions that are asked for; empty for the whole image.
 
     Raises:
-        JobError: if no block is left.
+        VolumeError: if no block is left.
     """
     asked = {index for box in wanted for index in grid.touching(box)} if wanted else range(grid.block_count)
     left, chosen = sorted(asked), []
@@ -70,7 +70,7 @@ def blocks_with_foreground(masks: list[Foreground], grid: BlockGrid, wanted: lis
         grown = _grown(mask.scale)
         kept = [index for index in left if mask.touches(grid.block(index).grow(grown, grown))]
         if not kept:
-            raise JobError(_nothing_left(mask, bool(wanted)))
+            raise VolumeError(_nothing_left(mask, bool(wanted)))
         chosen.append(Chosen(mask, grown, len(left) - len(kept)))
         left = kept
     boxes = boxes_of(grid.coordinates(index) for index in left)
