@@ -23,6 +23,16 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def writable(text: str) -> str:
+    """Text that can be stored as UTF-8: bytes in names of files that are not are written as escapes.
+
+    Example:
+        >>> writable("caf\\udce9.tif")
+        'caf\\\\udce9.tif'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def near_word(word: str, known: Iterable[str]) -> str:
     """The nearest of the known words.
 

@@ -202,6 +202,25 @@ def test_images_that_their_own_kind_or_row_rules_out_stop_no_other(
         )
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_names_that_are_no_text_are_named_and_stop_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    folder, output = write_images(tmp_path / "in", {"a": (20, 20)}), tmp_path / "out"
+    for name in (b"caf\xe9.tif", b"notes.\xff", b"red\x1b[31m\n.tif"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes((folder / "a.tif").read_bytes())
+    code, out, err = call(monkeypatch, capsys, "archive", folder, output, "--model", make_model(levels=2), "--cluster", "serial")
+    rows = summary_of(output)
+    assert (code, {name: row["state"] for name, row in rows.items()}) == (
+        3,
+        {"a.zarr": "complete", "broken.zarr": "failed", "caf\\udce9.zarr": "failed", "red\x1b[31m\n.zarr": "failed"},
+    )
+    assert "of visible letters" in rows["caf\\udce9.zarr"]["reason"]
+    assert "\x1b" not in out + err
+    code, out, _ = call(monkeypatch, capsys, "status", output)
+    assert (code, out.count(" failed "), "\x1b" in out) == (0, 3, False)
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no such folder", {"images": "nowhere"}, "Images not found"),
     ("no image", {"images": "empty"}, "No image found"),

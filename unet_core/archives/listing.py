@@ -24,7 +24,7 @@ from unet_core.store import OWN_FOLDER, is_remote, local_path, open_store, stora
 from unet_core.volumes.plates import fields, is_plate
 from unet_core.volumes.zarr_metadata import read_document
 from unet_core.volumes.zarr_nodes import DOCUMENTS, read_node
-from unet_core.wording import near_path
+from unet_core.wording import near_path, writable
 
 FILES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".png", ".jpg", ".jpeg")
 FOLDERS = (".zarr", ".n5")
@@ -32,6 +32,7 @@ _ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr", *FILES, *FOLDERS)
 _WILD = "*?["
 _READERS = 16  # folders of an object store that are looked into at a time
 _MOST_IMAGES = 1_000_000
+_SHOWN = 12  # kinds of other files; where names are numbered by their ending, there are as many kinds as files
 _DEEPEST = 64  # folders in folders; more are links in a loop
 
 
@@ -65,7 +66,11 @@ class Listing:
         """What was found and is no image, in a sentence."""
         if not self.passed_over:
             return []
-        every = ", ".join(f"{count} {ending}" for ending, count in sorted(self.passed_over.items()))
+        first = sorted(self.passed_over.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHOWN]
+        rest = sum(self.passed_over.values()) - sum(count for _, count in first)
+        every = ", ".join(
+            [*(f"{count} {writable(ending)}" for ending, count in sorted(first)), *([f"{rest} others"] if rest else [])]
+        )
         return [f"Passed over, no images: {every}."]
 
 

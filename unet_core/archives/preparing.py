@@ -73,6 +73,7 @@ def prepare_archive(job: ArchiveJob, show: Callable[[int, int], None] = lambda d
     def look(item: Item) -> tuple[ImageRow, SegmentationJob | None]:
         row = waiting_row(item)
         try:
+            check_location("image", item.image)
             own = job.job_of(item)
             found = completed_before(own, asked_of(own, sha256))
             if found is not None:

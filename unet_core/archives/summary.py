@@ -18,6 +18,7 @@ from unet_core.errors import ResumeError
 from unet_core.segment import RunSummary
 from unet_core.store import open_store
 from unet_core.validation import first_problem
+from unet_core.wording import writable
 
 JSON_KEY, CSV_KEY = "archive.json", "archive.csv"
 SCHEMA = 1
@@ -101,12 +102,12 @@ def status_of(rows: Sequence[ImageRow]) -> Literal["complete", "partial", "runni
 
 
 def waiting_row(item: Item) -> ImageRow:
-    return ImageRow(image=item.image, result=item.name, owner=item.owner, project=item.project)
+    return ImageRow(image=writable(item.image), result=writable(item.name), owner=item.owner, project=item.project)
 
 
 def failed_row(row: ImageRow, error: Exception) -> ImageRow:
     """The row of an image with why it cannot be segmented, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = writable(" ".join(str(error).split())) or type(error).__name__
     return row.model_copy(update={"state": "failed", "reason": text[:_LONGEST_REASON]})
 
 

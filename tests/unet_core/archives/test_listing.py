@@ -86,6 +86,13 @@ def test_a_place_without_images_is_refused(root: str, tmp_path: Path) -> None:
         list_images(f"{root}/*.tif")
 
 
+def test_what_is_passed_over_is_told_in_few_words(tmp_path: Path) -> None:
+    put(str(tmp_path), "a.tif", *(f"scan.{number:04}" for number in range(500)), "x.txt", "y.txt")
+    (note,) = list_images(str(tmp_path)).notes()
+    assert note.startswith("Passed over, no images: 1 .0000, ")
+    assert note.endswith("2 .txt, 489 others.")
+
+
 def write_plate(path: Path) -> None:
     plate = zarr.create_group(path, zarr_format=2)
     plate.attrs["plate"] = {
