@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from unicodedata import normalize
 
+from unet_core.archives.folders import Folders
 from unet_core.archives.rows import is_list, read_rows
 from unet_core.errors import InputError, JobError, VolumeError
 from unet_core.ledger import PLAN_KEY
@@ -191,7 +192,9 @@ class _Walk:
             paths: below the root.
             explicit: whether they were named, so that files of any ending are taken for images.
         """
-        while paths:
+        folders, followed = self._folders(), set[str]()
+        while paths or (followed := set(folders.follow())):
+            paths = paths or sorted(followed)
             looked = list(zip(paths, self._readers.map(self._look, paths), strict=True))
             paths = []
             for path, found in looked:
@@ -199,9 +202,9 @@ class _Walk:
                     self._take_file(path, explicit)
                 elif isinstance(found, dict):
                     self.images |= {_join(path, name): url for name, url in found.items()}
-                else:
+                elif path in followed or folders.enter(path):
                     paths += [_join(path, name) for name in found]
-            explicit = False
+            explicit, followed = False, set()
             if len(self.images) > _MOST_IMAGES:
                 raise JobError(f"{self._root} holds more than {_MOST_IMAGES:,} images; segment it in parts.")
 
@@ -238,8 +241,11 @@ class _Walk:
 
     def _folders_below(self, paths: list[str]) -> list[str]:
         """Folders of any depth, these among them."""
-        found, fresh = list(paths), list(paths)
-        while fresh:
+        folders = self._folders()
+        found: list[str] = []
+        fresh = [path for path in paths if folders.enter(path)]
+        while fresh or (fresh := folders.follow()):
+            found += fresh
             below = [
                 _join(path, name)
                 for path, names in zip(fresh, self._readers.map(self._names, fresh), strict=True)
@@ -248,9 +254,14 @@ class _Walk:
                 if not name.startswith(".")
             ]
             listed = zip(below, self._readers.map(self._names, below), strict=True)
-            fresh = [path for path, names in listed if names is not None]
-            found += fresh
+            fresh = [path for path, names in listed if names is not None and folders.enter(path)]
         return found
+
+    def _folders(self) -> Folders:
+        """For a walk: no image is found twice, by a link and by itself."""
+        if self._store is not None:
+            return Folders(None)
+        return Folders(lambda path: local_path(self._url(path)), lambda: self._pass_over("links to folders that are listed"))
 
     def _url(self, path: str) -> str:
         return _join(self._root, path)

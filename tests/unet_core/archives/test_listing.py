@@ -93,6 +93,32 @@ def test_what_is_passed_over_is_told_in_few_words(tmp_path: Path) -> None:
     assert note.endswith("2 .txt, 489 others.")
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.tif", "/**"])
+def test_each_image_is_found_once_however_many_links_lead_to_its_folder(pattern: str, tmp_path: Path) -> None:
+    """Loops of two links in one folder would be walked 2**40 times."""
+    root = tmp_path / "in"
+    put(str(root), "day 1/a.tif", "day 2/b.tif", ".kept/c.tif")
+    put(str(tmp_path / "other"), "d.tif", "deep/e.tif")
+    links = {
+        "again": ".",
+        "day 1/up": "..",
+        "latest": "day 2",
+        "linked": ".kept",
+        "more": "../other",
+        "more/back": "../in",
+        "z": "day 1",
+    }
+    for place, target in links.items():
+        (root / place).symlink_to(target)
+    (root / "link.tif").symlink_to("day 1/a.tif")  # of a file: a collection may consist of such
+    listing = list_images(f"{root}{pattern}")
+    names = ["day 1-a", "day 2-b", "link", "linked-c", "more-d", "more-deep-e"]
+    assert [item.name.removesuffix(".zarr") for item in listing.items] == names
+    assert listing.passed_over["links to folders that are listed"] >= 5
+    (tmp_path / "root").symlink_to(root)
+    assert len(list_images(f"{tmp_path / 'root'}{pattern}").items) == len(names)
+
+
 def write_plate(path: Path) -> None:
     plate = zarr.create_group(path, zarr_format=2)
     plate.attrs["plate"] = {
