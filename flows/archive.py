@@ -26,7 +26,6 @@ from flows.archive_run import (
     segment_image,
 )
 from unet_core.archives.job import ArchiveJob
-from unet_core.archives.preparing import PreparedArchive
 from unet_core.archives.summary import ArchiveSummary, ImageRow
 from unet_core.errors import UnetCoreError
 
@@ -83,7 +82,7 @@ def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, a
     size = max(1, -(-len(numbers) // MOST_TASKS))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     if groups:
-        _run(groups, count, archive, board, cluster, workers)
+        _run(groups, count, board, cluster, workers)
     summary = board.write()
     update(1.0, summary.sentence())
     create_table_artifact([_shown(row) for row in summary.images[:_ROWS]], key="archive-images", description=summary.sentence())
@@ -92,8 +91,9 @@ def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, a
     return summary.as_json()
 
 
-def _run(groups: list[list[int]], count: int, archive: PreparedArchive, board: Board, cluster: str, workers: int) -> None:
+def _run(groups: list[list[int]], count: int, board: Board, cluster: str, workers: int) -> None:
     """Task runs, as many at a time as images are to be under way."""
+    archive = board.archive
     waiting = iter(groups)
     running: set[PrefectFuture] = set()
     with on_cluster(archive, board, cluster, workers) as scheduler:
@@ -101,7 +101,7 @@ def _run(groups: list[list[int]], count: int, archive: PreparedArchive, board: B
             while len(running) < count and (group := next(waiting, None)) is not None:
                 names = [archive.rows[number].result for number in (group[0], group[-1])]
                 name = names[0] if len(group) == 1 else f"{names[0]} to {names[1]}"
-                running.add(segment_images.submit(name, group, archive, board, scheduler, cluster, workers))
+                running.add(segment_images.submit(name, group, board, scheduler, cluster, workers))
             if not running:
                 return
             ended = next(as_completed(list(running)))
@@ -111,21 +111,22 @@ def _run(groups: list[list[int]], count: int, archive: PreparedArchive, board: B
 
 
 @task(name="images", task_run_name="{name}", retries=0, cache_policy=NO_CACHE, persist_result=False)
-def segment_images(
-    name: str, numbers: list[int], archive: PreparedArchive, board: Board, scheduler: str | None, cluster: str, workers: int
-) -> State:
-    """Segment images one after the other: plan, blocks on the workers that all share, audit."""
+def segment_images(name: str, numbers: list[int], board: Board, scheduler: str | None, cluster: str, workers: int) -> State:
+    """Segment images one after the other: plan, blocks on the workers that all share, audit.
+
+    Prefect walks through all parameters of each task run, dataclasses and their fields included, but not through a board.
+    """
     logger = get_run_logger()
     wrong: list[str] = []
     for number in numbers:
         try:
-            row = segment_image(archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+            row = segment_image(board.archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+            board.put(number, row)
         except StoppedError:
             return Cancelled(message=STOPPED)
         except Exception as error:
             board.broken = error
             raise
-        board.put(number, row)
         if row.state == "complete":
             logger.info("%s complete in %.1f s: %s", row.result, row.seconds or 0.0, _found(row) or "nothing found")
         else:

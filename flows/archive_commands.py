@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _PARTIAL = 3
 _FILE_LETTERS = 200  # of a line that goes to a file
+_MOST_ROWS = 1000  # that are printed
 
 
 def archive(images: str, output: str, options: RunOptions, *, at_once: WholeOrNone = None, dry_run: Flag = False) -> int:
@@ -99,7 +100,15 @@ def _tell(row: ImageRow) -> None:
 
 
 def print_rows(rows: tuple[ImageRow, ...]) -> None:
-    """A line an image: state, what was found, seconds, or why not."""
+    """A line an image: state, what was found, seconds, or why not; of very many images those that are not complete."""
+    shown = rows if len(rows) <= _MOST_ROWS else tuple(row for row in rows if row.state != "complete")[:_MOST_ROWS]
+    _print_table(shown)
+    if len(shown) < len(rows):
+        left = ", complete" if len(shown) < _MOST_ROWS else ""
+        print(f"and {len(rows) - len(shown):,} more{left}; --json names all")
+
+
+def _print_table(rows: tuple[ImageRow, ...]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 

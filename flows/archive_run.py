@@ -34,7 +34,8 @@ from unet_core.predict import resolve_device
 from unet_core.tally import Tally
 
 AT_ONCE, MOST_AT_ONCE = 4, 64  # images; while one is planned or audited, the workers have blocks of the others
-_SUMMARY_SECONDS = 5.0  # between summaries that are written
+_SUMMARY_SECONDS = 5.0  # between summaries that are written, at least;
+_SUMMARY_SHARE = 20  # times as long as writing one takes: of 100,000 images seconds, in which nobody else may fill in a row
 _PLANNING = threading.Lock()  # while torch traces a network, it has replaced how modules are called, in all threads
 
 
@@ -69,10 +70,11 @@ class Board:
     def __init__(self, archive: PreparedArchive, show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None) -> None:
         self.stopping = threading.Event()
         self.broken: Exception | None = None  # what is wrong with all, such as a cluster that is lost
-        self._archive, self._show = archive, show
+        self.archive, self._show = archive, show
         self._rows = list(archive.rows)
         self._lock = threading.Lock()
-        self._began = self._written = time.monotonic()
+        self._began = time.monotonic()
+        self._due = self._began + _SUMMARY_SECONDS
         self._units = 0
         self._progress = Progress(0, self._tell)
 
@@ -88,9 +90,11 @@ class Board:
         """Fill in the row of an image that has ended."""
         with self._lock:
             self._rows[number] = row
-            if time.monotonic() - self._written >= _SUMMARY_SECONDS:
-                self._written = time.monotonic()
+            began = time.monotonic()
+            if began >= self._due:
                 write_summary(self._summary())
+                ended = time.monotonic()
+                self._due = ended + max(_SUMMARY_SECONDS, _SUMMARY_SHARE * (ended - began))
 
     def write(self) -> ArchiveSummary:
         """Leave the summary in the output."""
@@ -103,14 +107,14 @@ class Board:
         return self._rows[number]
 
     def _summary(self) -> ArchiveSummary:
-        job = self._archive.job
+        job = self.archive.job
         return ArchiveSummary(
             source=job.image,
             output=job.output,
             status=status_of(self._rows),
             models=job.models,
             seconds=round(time.monotonic() - self._began, 3),
-            notes=self._archive.notes,
+            notes=self.archive.notes,
             images=tuple(self._rows),
         )
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+_MOST_NAMES = 1000  # among which one is looked for, 20 microseconds each
+
 
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A number of things.
@@ -51,5 +53,6 @@ def near_path(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f" (there is no folder {parent} either)"
-    match = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
+    names = os.listdir(parent)
+    match = difflib.get_close_matches(path.name, names, n=1) if len(names) <= _MOST_NAMES else []
     return f" (did you mean {parent / match[0]}?)" if match else ""
