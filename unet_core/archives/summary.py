@@ -45,7 +45,7 @@ class ImageRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     image: str
-    result: str
+    result: str = Field(pattern=r"^[^/\x00]+\.zarr$")
     state: State = "waiting"
     classes: dict[str, int] | None = None
     objects: dict[str, int] | None = None
@@ -135,10 +135,13 @@ def write_summary(summary: ArchiveSummary) -> None:
 
 
 def as_csv(rows: Sequence[ImageRow]) -> bytes:
-    """A row an image; a column for the voxels, and for the objects, of each class."""
+    """A row an image; a column for the voxels, and for the objects, of each class. No name is a formula to a spreadsheet."""
     cells = []
     for row in rows:
-        plain = {name: getattr(row, name) for name in ("image", "result", "state", "owner", "project", "seconds", "reason")}
+        plain = {
+            name: _no_formula(getattr(row, name))
+            for name in ("image", "result", "state", "owner", "project", "seconds", "reason")
+        }
         counts = {f"voxels_{name}": count for name, count in (row.classes or {}).items()}
         cells.append(plain | counts | {f"objects_{name}": count for name, count in (row.objects or {}).items()})
     text = io.StringIO()
@@ -146,6 +149,11 @@ def as_csv(rows: Sequence[ImageRow]) -> bytes:
     writer.writeheader()
     writer.writerows(cells)
     return text.getvalue().encode()
+
+
+def _no_formula(value: Any) -> Any:
+    """Text that begins like a formula with an apostrophe before it, as spreadsheets themselves write such text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def find_summary(output: str) -> ArchiveSummary | None:
