@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError
 
 from flows import settings
 from flows.archive_commands import archive, show_archive
+from flows.cluster_commands import certificates
 from flows.convert_commands import convert
 from flows.evaluate_commands import evaluate
 from flows.export_commands import export_result
@@ -56,6 +57,7 @@ app.command(convert)
 app.command(export_result, name="export")
 app.command(view)
 app.command(verify)
+app.command(certificates)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

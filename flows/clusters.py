@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from multiprocessing import resource_tracker
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.security import Security
 
+from flows.addresses import check_address, host_and_port
 from flows.settings import DASK_CONFIG, worker_environment
 from unet_core.errors import JobError
 
@@ -28,7 +32,6 @@ CLUSTERS: dict[str, str] = {
     "address": "flows.clusters:address",
 }
 
-SCHEMES = ("tcp", "tls")
 CONNECT_SECONDS = 10
 MAX_GREETING_BYTES = 1 << 20
 IDLE_BYTES = 2 << 30  # for a worker with its libraries and a model, generously
@@ -47,23 +50,48 @@ def check_cluster(cluster: str, workers: int) -> None:
     if workers < 1:
         raise JobError(f"workers is {workers}; at least 1 is needed.")
     if cluster == "address":
-        raise JobError("Cluster 'address' needs the scheduler's address; write --cluster tcp://HOST:PORT.")
+        raise JobError("Cluster 'address' needs the scheduler's address; write --cluster tcp://HOST:PORT or tls://HOST:PORT.")
     if "://" in cluster:
-        _host_and_port(cluster)
+        check_address(cluster)
+        if cluster.startswith("tls:"):
+            check_certificates(cluster)
     elif cluster not in CLUSTERS:
         raise JobError(
-            f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT)."
+            f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT, tls://HOST:PORT)."
         )
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def check_certificates(cluster: str) -> None:
+    """Refuse TLS without certificates that this process can use.
+
+    Raises:
+        JobError: naming the file, or the key of dask's configuration that names none.
+    """
+    security = Security()
+    remedy = "set DASK_CONFIG=FOLDER/dask.yaml, of the folder that 'unet certificates FOLDER' made for scheduler and workers"
+    named = {"ca-file": security.tls_ca_file, "client.cert": security.tls_client_cert, "client.key": security.tls_client_key}
+    for key, path in named.items():
+        if not path:
+            raise JobError(f"Cluster '{cluster}' needs certificates, and dask knows no distributed.comm.tls.{key}; {remedy}.")
+        if "\n" not in path and not Path(path).is_file():
+            raise JobError(f"Cluster '{cluster}' needs {path} (distributed.comm.tls.{key}), which is not there; {remedy}.")
     try:
-        parts = urlsplit(address)
-        if parts.scheme in SCHEMES and parts.hostname and parts.port and not parts.path.strip("/"):
-            return parts.hostname, parts.port
-    except ValueError:  # a port that is no number
-        pass
-    raise JobError(f"Cluster '{address}' is no address of a scheduler; write {' or '.join(SCHEMES)}, then ://HOST:PORT.")
+        security.get_connection_args("client")
+    except (OSError, ValueError) as error:  # of ssl, which rarely says which file it means
+        raise JobError(f"Cluster '{cluster}': {', '.join(named.values())} do not fit each other ({error}); {remedy}.") from None
+    for path in (security.tls_ca_file, security.tls_client_cert):
+        _check_expiry(cluster, path)
+
+
+def _check_expiry(cluster: str, path: str) -> None:
+    from flows.certificates import expiry
+
+    ends = expiry(path)
+    if ends < datetime.now(UTC):
+        raise JobError(
+            f"Cluster '{cluster}': {path} ended on {ends:%Y-%m-%d}; make new ones with 'unet certificates FOLDER', and start scheduler and "
+            "workers with them."
+        )
 
 
 def check_reachable(cluster: str) -> None:
@@ -76,10 +104,15 @@ def check_reachable(cluster: str) -> None:
         return
     remedy = "start one with 'dask scheduler', or use --cluster local."
     try:
-        greeting = _greeting(*_host_and_port(cluster)) if cluster.startswith("tcp:") else None
+        greeting = _greeting(cluster)
+    except ssl.SSLError as error:
+        raise JobError(
+            f"No TLS with what listens at {cluster} ({error.reason or error}); start 'dask scheduler --protocol tls' with certificates of "
+            f"the same folder as {Security().tls_ca_file}."
+        ) from None
     except OSError as error:
         raise JobError(f"No scheduler answers at {cluster} ({error.strerror or error}); {remedy}") from None
-    if greeting is not None and not 0 < greeting < MAX_GREETING_BYTES:
+    if not 0 < greeting < MAX_GREETING_BYTES:
         raise JobError(f"What listens at {cluster} is no dask scheduler; {remedy}")
     _silence_dask()
     try:
@@ -93,13 +126,19 @@ def check_reachable(cluster: str) -> None:
         raise JobError(f"No connection to the scheduler at {cluster} ({str(error)[:200]}); {remedy}") from None
 
 
-def _greeting(host: str, port: int) -> int:
+def _greeting(address: str) -> int:
     """Size of the message with which a dask scheduler greets; what else may listen there sends something else, or waits.
 
     dask's own client never gives up on a server that is silent, or that it does not understand.
     """
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
-        return int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(host_and_port(address), timeout=CONNECT_SECONDS))
+        if address.startswith("tls:"):
+            connection = stack.enter_context(Security().get_connection_args("client")["ssl_context"].wrap_socket(connection))
+        size = b""
+        while len(size) < 8 and (part := connection.recv(8 - len(size))):
+            size += part
+        return int.from_bytes(size, "little")
 
 
 def open_cluster(cluster: str, workers: int, gpu_count: int = 0, memory_bytes: int = 0) -> AbstractContextManager[str | None]:
@@ -131,7 +170,11 @@ def local(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iter
     """Worker processes on this machine, on the loopback interface; one per GPU if there are GPUs."""
     count = min(workers, gpu_count) if gpu_count else workers
     _silence_dask()
-    with dask.config.set(DASK_CONFIG), tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch:
+    # Loopback needs no TLS, also where dask's configuration asks for it because of another cluster.
+    with (
+        dask.config.set(DASK_CONFIG | {"distributed.comm.require-encryption": False}),
+        tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch,
+    ):
         specs = {
             number: {
                 "cls": Nanny,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from flows.addresses import check_address
+
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
 
@@ -28,10 +30,16 @@ def _time_point(type_: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{error}; one time point is taken at a time, 0 the first: run the command for each") from None
 
 
+def _cluster(type_: Any, cluster: str | None) -> None:
+    check_address(cluster)
+
+
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Whole = Annotated[int, Parameter(converter=_whole)]
 WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 TimePoint = Annotated[int | None, Parameter(converter=_time_point)]
+Cluster = Annotated[str, Parameter(validator=_cluster)]  # refused before anything is imported that takes seconds
+ClusterOrNone = Annotated[str | None, Parameter(validator=_cluster)]
 
 
 @Parameter(name="*")
@@ -64,8 +72,9 @@ class RunOptions:
     """Compute only blocks that hold tissue, found on a bright-field slide at a low resolution."""
     attach: str | None = None
     """Copy the labels of the complete run into the image's own labels too, under this name (ids: NAME-instances); OME-Zarr images only."""
-    cluster: str = "local"
-    """serial, local, or the address of a dask scheduler (tcp://HOST:PORT)."""
+    cluster: Cluster = "local"
+    """serial, local, or the address of a dask scheduler: tcp://127.0.0.1:PORT on this machine, tls://HOST:PORT elsewhere (with what
+    `unet certificates` makes)."""
     workers: Whole = 2
     """Processes that `local` starts."""
     device: str = "auto"

@@ -64,7 +64,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
 
     Args:
         job: Image, model, output and options.
-        cluster: local (workers on the machine that runs this), serial (none), or the address of a dask scheduler (tcp://HOST:PORT).
+        cluster: local (workers on the machine that runs this), serial (none), or the address of a dask scheduler (tls://HOST:PORT).
         workers: Worker processes, each with memory of its own, that a local cluster starts.
     """
     logger = get_run_logger()

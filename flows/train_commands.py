@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows import settings
-from flows.options import Flag, Whole, WholeOrNone
+from flows.options import ClusterOrNone, Flag, Whole, WholeOrNone
 from flows.printing import print_json
 from unet_core.wording import counted
 
@@ -27,7 +27,7 @@ def train(
     init: str | None = None,
     freeze: Literal["encoder"] | None = None,
     ranks: WholeOrNone = None,
-    cluster: str | None = None,
+    cluster: ClusterOrNone = None,
     threads: WholeOrNone = None,
     loaders: WholeOrNone = None,
     restarts: Whole = 3,
@@ -49,7 +49,7 @@ def train(
         init: Model to begin with (fine-tuning).
         freeze: encoder: the contracting path keeps its weights.
         ranks: Processes that share each step; 1 unless told.
-        cluster: serial, local, or the address of a dask scheduler; serial for one rank and local for more unless told.
+        cluster: serial, local, or the address of a dask scheduler (as in `unet segment`); serial for one rank and local for more unless told.
         threads: CPU threads of each rank.
         loaders: Processes of each rank that read crops ahead.
         restarts: How often a group of ranks is formed anew after one died.

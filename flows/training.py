@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flows.clusters import check_cluster
 from flows.train_ranks import RESTARTS, Report, Supervision, train_on_cluster, train_serially
 from unet_core.errors import JobError
 from unet_core.training.recipes import RECIPES
@@ -37,7 +38,7 @@ class TrainingJob(BaseModel):
     freeze: Literal["encoder"] | None = Field(None, title="Frozen part", description="Keeps the weights of the initial model.")
     ranks: int | None = Field(None, title="Ranks", description="Processes that share each step; 1 unless told.")
     cluster: str | None = Field(
-        None, title="Cluster", description="serial, local, or a dask scheduler's address (tcp://HOST:PORT)."
+        None, title="Cluster", description="serial, local, or a dask scheduler's address (tls://HOST:PORT)."
     )
     threads: int | None = Field(None, title="Threads", description="CPU threads of each rank.")
     loaders: int | None = Field(None, ge=0, le=1024, title="Loaders", description="Processes of each rank that read crops ahead.")
@@ -101,6 +102,8 @@ def train_plainly(
     from unet_core.store import absolute
     from unet_core.training.lock import only_one
 
+    if job.cluster is not None:
+        check_cluster(job.cluster, job.ranks or 1)
     device = str(resolve_device(job.device))  # a GPU that is not there is told first
     plan = plan_job(job, note)
     how = Supervision(ranks=plan.ranks, threads=plan.threads, device=device, restarts=job.restarts, loaders=job.loaders)

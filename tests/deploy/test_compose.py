@@ -25,6 +25,7 @@ import pytest
 import yaml
 import zarr
 
+from flows.certificates import make_certificates, write_certificates
 from tests.conftest import describe, random_network, textured
 from tests.unet_core.test_segment import digest
 from unet_core.job import make_job
@@ -60,6 +61,7 @@ class Services:
         text = re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda found: values.get(found[1], found[2] or ""), text)
         for name, port in ports.items():
             text = text.replace(f"{name}/", f"127.0.0.1:{port}/").replace(f"://{name}", f"://127.0.0.1:{port}")
+        text = text.replace(":/certificates", ":/elsewhere").replace("/certificates/", f"{folder}/certificates/")
         text = text.replace("127.0.0.1:4200/", f"127.0.0.1:{ports['prefect:4200']}/")
         self.services: dict[str, Any] = yaml.safe_load(text)["services"]
 
@@ -166,6 +168,7 @@ def test_the_services_segment_an_image_with_a_database_and_workers_of_their_own(
     zarr.create_array(data / "image.zarr", data=textured((300, 260)), chunks=(150, 130))
     arguments = {"in_channels": 1, "classes": 3, "base": 4, "levels": 3}
     save_model(data / "model", random_network(**arguments), describe(**arguments))
+    write_certificates(tmp_path / "certificates", make_certificates(["scheduler"]))
     services = Services(tmp_path)
     with services.postgres(), services.started("prefect") as server, services.started("scheduler"):
         wait_for(lambda: answers(services) or server.poll() is not None, 300)
@@ -180,7 +183,7 @@ def test_the_services_segment_an_image_with_a_database_and_workers_of_their_own(
 
 def check_a_run(services: Services, data: Path) -> None:
     deployment = services.ask("/deployments/name/segment-volume/segment")
-    assert deployment["parameters"]["cluster"] == f"tcp://127.0.0.1:{services.port['scheduler']}"
+    assert deployment["parameters"]["cluster"] == f"tls://127.0.0.1:{services.port['scheduler']}"
     job = {"image": "image.zarr", "output": "out.zarr", "model": "model", "block_shape": [64, 64]}
     flow_run = services.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"job": job}})["id"]
     ended = ("COMPLETED", "FAILED", "CRASHED")
