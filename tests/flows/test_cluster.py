@@ -56,7 +56,10 @@ def test_a_scheduler_without_workers_is_refused_with_what_to_start(
     make_model: Maker, make_image: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clusters, "WORKER_SECONDS", 1)
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    }
     with SpecCluster(workers={}, scheduler=scheduler, silence_logs="CRITICAL") as started:
         address = started.scheduler_address
         job = make_job(image=str(make_image((40, 50))), output=str(tmp_path / "out"), model=str(make_model()))
