@@ -111,11 +111,13 @@ class _Dispatch:
         completed = as_completed(self._fill(), loop=self._client.loop)
         while self._flying:
             while self._flying:
-                for future in _next_ended(completed):
-                    if future.status in LOST:
+                ended = _next_ended(completed)
+                records = self._fetch([future for future in ended if future.status == "finished"])
+                for future in ended:
+                    if future.status in LOST and future.key not in records:
                         completed.add(future)
                         continue
-                    unit, killed = self._take_over(future)
+                    unit, killed = self._take_over(future, records)
                     if killed is not None:
                         self._suspects.append(unit)
                 completed.update(self._fill())
@@ -124,39 +126,54 @@ class _Dispatch:
             completed.update(self._fill())  # what waited for a suspect
 
     def _fill(self) -> list[Future]:
-        started = []
-        while len(self._flying) < self._window.size and (unit := self._units.take()) is not None:
-            started.append(self._submit(unit))
-        return started
+        units = []
+        while len(self._flying) + len(units) < self._window.size and (unit := self._units.take()) is not None:
+            units.append(unit)
+        return self._submit(units)
 
-    def _submit(self, unit: UnitId, suffix: str = "") -> Future:
-        key = f"{unit[0]}-{unit[1]}-{self._run_key}{suffix}"
-        self._flying[key] = unit
+    def _submit(self, units: list[UnitId], suffix: str = "") -> list[Future]:
+        if not units:
+            return []
+        keys = [f"{stage}-{index}-{self._run_key}{suffix}" for stage, index in units]
+        self._flying |= zip(keys, units, strict=True)
+        stages, indices = zip(*units, strict=True)
+        places = [self._output_url] * len(units), [self._request_key] * len(units)
         # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
-        return self._client.submit(run_unit, self._output_url, self._request_key, *unit, pure=False, key=key)
+        started: list[Future] = self._client.map(run_unit, *places, stages, indices, key=keys, pure=False)
+        return started
 
     def _run_alone(self, unit: UnitId) -> None:
         """Try a unit with no other in flight, so that none is blamed for another."""
-        future = self._submit(unit, "-alone")
+        (future,) = self._submit([unit], "-alone")
         for _ in as_completed([future], loop=self._client.loop):
             pass
-        _, killed = self._take_over(future)
+        _, killed = self._take_over(future, {})
         if killed is not None:
             self._on_failure(
                 f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too ({killed})"
             )
 
-    def _take_over(self, future: Future) -> tuple[UnitId, KilledWorker | None]:
+    def _fetch(self, futures: list[Future]) -> dict[str, Record]:
+        """What futures brought, by their keys, in one message for all; nothing where that cannot be had of all of them any more."""
+        if len(futures) < 2:
+            return {}
+        try:
+            return dict(zip([future.key for future in futures], self._client.gather(futures), strict=True))
+        except Exception:  # then each is asked for by itself, which tells what is wrong with which
+            return {}
+
+    def _take_over(self, future: Future, records: dict[str, Record]) -> tuple[UnitId, KilledWorker | None]:
         """What an ended future brought, which is let go; its unit, and the error if its worker died."""
-        if future.status not in ENDED:
+        if future.status not in ENDED and future.key not in records:
             raise ClusterLostError(
                 f"The dask scheduler {self._scheduler} went away with {len(self._flying)} blocks in flight; "
                 "run the same command again to resume."
             )
         unit = self._flying.pop(future.key)
-        error = future.exception() if future.status == "error" else None
+        found = records.get(future.key)
+        error = future.exception() if found is None and future.status == "error" else None
         if error is None:
-            self._on_record(future.result())
+            self._on_record(future.result() if found is None else found)
         elif isinstance(error, BlockError):
             self._on_failure(str(error))
         elif not isinstance(error, KilledWorker):

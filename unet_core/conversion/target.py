@@ -75,14 +75,14 @@ def audit(store: Store, plan: ConversionPlan, target: str) -> None:
     """
     wrong = []
     for level in range(len(plan.levels)):
-        records = ledger.read_records(store, stage_name(level), plan.id)
+        recorded = set(ledger.recorded_units(store, stage_name(level), plan.id).tolist())
         wrong += [
             f"level {level} block {number} has no record"
             for number in range(plan.grid(level).block_count)
-            if number not in records
+            if number not in recorded
         ]
         sizes = {entry.key: entry.size_bytes for entry in store.list(str(level))}
-        for record in records.values():
+        for record in ledger.iterate_records(store, stage_name(level), plan.id):
             faults = _faults(record, sizes)
             if faults:
                 ledger.withdraw(store, plan, record.stage, record.index)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import unet_core
-from unet_core.ledger import Record
 from unet_core.report.objects import ObjectFacts, object_facts, voxel_size_um
 from unet_core.report.opened import Opened
 from unet_core.seams import Seam, without_faces
@@ -182,11 +181,9 @@ class Facts:
 def gather_facts(opened: Opened, told: Told | None = None) -> Facts:
     """Count what the records of an output say; reads no voxel."""
     told = told or Told()
-    plan, segmented = opened.plan, opened.segmented.values()
-    computed, voxel_um = sum(record.voxels for record in segmented), voxel_size_um(opened)
-    every = [record for records in opened.records.values() for record in records.values()]
-    software = {tuple(sorted(record.software.items())) for record in every}
-    hardware = tuple(sorted({record.hardware for record in every}))
+    plan, computed, voxel_um = opened.plan, opened.segmented.voxels, voxel_size_um(opened)
+    software = set().union(*(stage.software for stage in opened.recorded.values()))
+    hardware = tuple(sorted(set().union(*(stage.hardware for stage in opened.recorded.values()))))
     return Facts(
         state=opened.result.status.state,
         output=redacted(opened.result.url),
@@ -205,7 +202,7 @@ def gather_facts(opened: Opened, told: Told | None = None) -> Facts:
         hardware=hardware,
         software=tuple(dict(versions) for versions in sorted(software)),
         seams=told.seams,
-        audit=_audit(opened, every),
+        audit=_audit(opened),
         skipped=_skipped(opened, told.failures),
         warnings=(*told.warnings, *(text for text in _warnings(opened, hardware) if text not in told.warnings)),
         written_by=f"unet-flows {unet_core.__version__}",
@@ -247,7 +244,7 @@ def _plan(opened: Opened) -> dict[str, Any]:
 def _classes(opened: Opened, computed: int, voxel_um: float | None) -> tuple[ClassFacts, ...]:
     found = []
     for entry in opened.plan.model.classes:
-        voxels = sum(record.label_voxels.get(str(entry.value), 0) for record in opened.segmented.values())
+        voxels = opened.segmented.label_voxels[str(entry.value)]
         size = None if voxel_um is None else voxels * voxel_um
         found.append(ClassFacts(entry.name, entry.value, entry.color, voxels, voxels / computed if computed else 0.0, size))
     return tuple(found)
@@ -255,36 +252,30 @@ def _classes(opened: Opened, computed: int, voxel_um: float | None) -> tuple[Cla
 
 def _stage(opened: Opened, number: int) -> StageFacts:
     stage = opened.plan.stages[number]
-    records = opened.records[stage.name].values()
-    seconds: dict[str, float] = {}
-    for record in records:
-        for phase, value in record.seconds.items():
-            seconds[phase] = seconds.get(phase, 0.0) + value
+    recorded = opened.recorded[stage.name]
     done, wanted = opened.result.status.stages[stage.name]
-    work = sum(record.work_seconds for record in records)
-    return StageFacts(stage.name, stage.kind, done, wanted, sum(record.voxels for record in records), seconds, work)
+    return StageFacts(stage.name, stage.kind, done, wanted, recorded.voxels, recorded.seconds, recorded.work_seconds)
 
 
-def _audit(opened: Opened, records: Sequence[Record]) -> AuditFacts:
-    stored = sorted(
-        (shard.key, shard.sha256 or "", shard.size_bytes) for record in records for shard in record.objects if not shard.empty
-    )
-    lines = "".join(f"{key} {sha256}\n" for key, sha256, _ in stored)
+def _audit(opened: Opened) -> AuditFacts:
+    hashed, lines = hashlib.sha256(), sorted(line for stage in opened.recorded.values() for line in stage.lines)
+    for line in lines:
+        hashed.update(line)
     stages = opened.result.status.stages.values()
     return AuditFacts(
         is_complete=opened.result.status.state == "complete",
         units_done=sum(done for done, _ in stages),
         units_wanted=sum(wanted for _, wanted in stages),
-        stored_objects=len(stored),
-        stored_bytes=sum(size for _, _, size in stored),
-        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+        stored_objects=len(lines),
+        stored_bytes=sum(stage.stored_bytes for stage in opened.recorded.values()),
+        sha256=hashed.hexdigest(),
     )
 
 
 def _skipped(opened: Opened, failures: Sequence[str]) -> SkippedFacts:
     unwanted = list(opened.result.unwanted_blocks())
     undone = list(opened.undone_blocks())
-    missing = list(dict.fromkeys(key for record in opened.segmented.values() for key in record.missing_chunks))
+    missing = list(opened.segmented.missing_chunks)
     return SkippedFacts(
         roi=() if opened.request.masks else tuple(_box_text(*box) for box in (opened.request.roi or ())[:LISTED]),
         masks=tuple(mask.sentence() for mask in opened.request.masks),

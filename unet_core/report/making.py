@@ -49,7 +49,7 @@ def make_report(
     opened = open_output(output, image)
     told = told or Told()
     if told.seams is None:
-        told = replace(told, seams=result_seams(opened.result, opened.segmented))
+        told = replace(told, seams=result_seams(opened.result, opened.segmented.units.tolist()))
     facts, gallery = gather_facts(opened, told), draw_gallery(opened)
     written = now()
     if to is not None:
@@ -71,7 +71,7 @@ def report_run(output: str, told: Told, lines: Sequence[str] = ()) -> tuple[str,
     opened = open_output(output)
     try:
         if told.seams is None:
-            told = replace(told, seams=result_seams(opened.result, opened.segmented, _FACETS_BY_RUN))
+            told = replace(told, seams=result_seams(opened.result, opened.segmented.units.tolist(), _FACETS_BY_RUN))
         facts = gather_facts(opened, told)
         scene = opened.scene(_MOST_READ_BY_RUN)
         opened.store.put(ledger.REPORT_KEY, render_report(facts, draw_gallery(opened, scene), now()).encode())

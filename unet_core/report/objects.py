@@ -87,7 +87,7 @@ def object_facts(opened: Opened) -> tuple[ObjectFacts, ...] | None:
     if not opened.is_joined:
         return None
     voxel_um = voxel_size_um(opened)
-    computed = sum(record.voxels for record in opened.segmented.values())
+    computed = opened.segmented.voxels
     found, table = [], _measured(opened)
     for entry, sizes in _sizes(opened):
         some = bool(sizes.size)

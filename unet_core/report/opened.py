@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from unet_core import inputs, ledger
 from unet_core.errors import InputError, ResumeError, VolumeError
 from unet_core.geometry import Box, Shape
 from unet_core.inputs import Source
-from unet_core.ledger import Record, Request
+from unet_core.ledger import Request
 from unet_core.pictures import Scene, ShownClass
 from unet_core.pictures.scene import MOST_READ
 from unet_core.plan import INSTANCES_PATH, Plan
+from unet_core.report.recorded import Recorded
 from unet_core.result import Result, open_result
 from unet_core.resume import wanted_records, wanted_units
 from unet_core.stages import INSTANCES_STAGE, JOIN_STAGE, TABLE_STAGE
@@ -32,14 +31,14 @@ class Opened:
         result: the output.
         store: of it.
         request: what was wanted.
-        records: of each stage, those that count, by the number of their unit.
+        recorded: what the records of each stage say.
         image: URL of the image; where it lies now.
     """
 
     result: Result
     store: Store
     request: Request
-    records: Mapping[str, Mapping[int, Record]]
+    recorded: Mapping[str, Recorded]
     image: str
 
     @property
@@ -47,9 +46,9 @@ class Opened:
         return self.result.plan
 
     @property
-    def segmented(self) -> Mapping[int, Record]:
-        """Records of the blocks of the finest level."""
-        return self.records[self.plan.stages[0].name]
+    def segmented(self) -> Recorded:
+        """What is done of the finest level."""
+        return self.recorded[self.plan.stages[0].name]
 
     def is_done(self, stage: str) -> bool:
         """Whether all that is wanted of a stage is there."""
@@ -60,7 +59,7 @@ class Opened:
         """Blocks of the finest level that are wanted and have no record."""
         stage = self.plan.stages[0]
         wanted = wanted_units(self.plan, self.request, stage)
-        return (stage.grid.block(index) for index in wanted if index not in self.segmented)
+        return (stage.grid.block(index) for index in wanted if not self.segmented.done[index])
 
     @property
     def has_ids(self) -> bool:
@@ -98,8 +97,6 @@ class Opened:
     def scene(self, most_read: int = MOST_READ) -> Scene:
         """Image and labels, to be drawn; ``most_read`` as of ``Scene``."""
         plan, stage = self.plan, self.plan.stages[0]
-        done = np.zeros(stage.grid.block_count, dtype=bool)
-        done[list(self.segmented)] = True
         instances = plan.instances
         return Scene(
             axes=plan.spatial_axes,
@@ -112,7 +109,7 @@ class Opened:
             ids_of=instances.labels if instances else None,
             sources=self._sources(),
             dtype=self.source.volume.dtype,
-            done=done.reshape(stage.grid.counts),
+            done=self.segmented.done.reshape(stage.grid.counts),
             grid=stage.grid,
             most_read=most_read,
         )
@@ -154,11 +151,9 @@ def open_output(url: str, image: str | None = None) -> Opened:
     """
     result, store = open_result(url), open_store(url)
     request = ledger.read_request(store)
-    records = {
-        stage.name: {record.index: record for record in wanted_records(store, result.plan, request, stage)}
-        for stage in result.plan.stages
-    }
-    return Opened(result, store, request, records, image or request.image)
+    plan = result.plan
+    recorded = {stage.name: Recorded.of(stage, wanted_records(store, plan, request, stage)) for stage in plan.stages}
+    return Opened(result, store, request, recorded, image or request.image)
 
 
 def shown_classes(plan: Plan) -> tuple[ShownClass, ...]:
