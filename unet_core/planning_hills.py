@@ -10,6 +10,7 @@ from unet_core.job import SegmentationJob
 from unet_core.model_description import ModelDescription
 from unet_core.plan import ImagePlan
 from unet_core.postprocess.blockwise_watershed import AHEAD
+from unet_core.postprocess.distance import FURTHEST
 from unet_core.postprocess.watershed import BOUNDARY_DEPTH, LEARNT_DEPTH, REACH
 
 
@@ -32,6 +33,11 @@ def plan_hills(
     found: dict[str, Any] = {"ahead": ahead, "halo": (ahead,) * dims}
     if method == "watershed":
         reach = REACH[dims] * min(spacing) if job.reach is None else job.reach
+        if not 1 <= reach / min(spacing) <= FURTHEST:
+            raise JobError(
+                f"--reach is {reach:g}, {reach / min(spacing):g} voxels of {min(spacing):g}; give 1 to {FURTHEST:,} voxels, half the width "
+                "of the widest neck at which two objects are divided."
+            )
         halo = tuple(ahead + ceil(reach / step) for step in spacing)
         return found | {"depth": min(spacing) if job.depth is None else job.depth, "reach": reach, "halo": halo}
     heights, depth = _heights(job, model, images), LEARNT_DEPTH if method == "learnt-distance" else BOUNDARY_DEPTH

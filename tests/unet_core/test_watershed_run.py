@@ -203,6 +203,8 @@ def test_options_decide_what_is_divided(job_of: Callable[..., Any]) -> None:
     [
         ({"instances": "components", "depth": 1.0}, "--depth is 1, but components have no hills"),
         ({"instances": "learnt-distance", "reach": 5.0}, "--reach is 5, but only --instances watershed"),
+        ({"reach": 1e-6}, "--reach is 1e-06, .* voxels of .*give 1 to 4,096 voxels"),
+        ({"reach": 1e6}, "--reach is 1e\\+06, .* voxels of .*give 1 to 4,096 voxels"),
         ({"instances": "none", "depth": 1.0}, "--depth is for instances, and none are asked for"),
         (
             {"instances": "learnt-distance", "probabilities": "none"},

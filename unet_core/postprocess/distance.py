@@ -12,6 +12,9 @@ from math import floor, isqrt, log2
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_core.errors import InputError
+
+NEAREST, FURTHEST = 0.01, 4096  # reaches in voxels of the finest axis; with more, squares lose the ratios of the axes, then all
 _MOST = np.iinfo(np.int32).max
 
 
@@ -24,9 +27,16 @@ def distance_within(labels: NDArray[np.uint8], reach: float, spacing: tuple[floa
         labels: 0 is background, whose distance is 0.
         reach: in the unit of ``spacing``.
         spacing: of voxels along each axis.
+
+    Raises:
+        InputError: if the reach is no number of voxels between ``NEAREST`` and ``FURTHEST``.
     """
     finest = min(spacing)
     limit = reach / finest
+    if not NEAREST <= limit <= FURTHEST:
+        raise InputError(
+            f"reach is {reach:g}, {limit:g} voxels of {finest:g}; distances are told up to {NEAREST} to {FURTHEST:,} voxels."
+        )
     unit = 2.0 ** min(20, floor(log2(_MOST / (2 * (limit + 1) ** 2))))
     most = round(limit**2 * unit)
     weights = [min(most, round((size / finest) ** 2 * unit)) for size in spacing]  # one step of more is as far as can be

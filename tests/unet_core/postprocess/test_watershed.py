@@ -203,6 +203,9 @@ def test_what_has_no_meaning_is_refused() -> None:
     heights[1, 1] = np.nan
     with pytest.raises(InputError, match="no finite number"):
         divide(ones, heights, 1)
+    for reach in (1e-9, 1e5, float("nan")):
+        with pytest.raises(InputError, match="reach is"):
+            watershed_on_distance(ones, reach=reach)
 
 
 @pytest.mark.parametrize(
