@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,3 +124,22 @@ def test_images_agree_on_versions() -> None:
     charts = [yaml.safe_load((DEPLOY / f"kubernetes/prefect-{name}.yaml").read_text()) for name in ("server", "worker")]
     tags = charts[0]["global"]["prefect"]["image"]["prefectTag"], charts[1]["worker"]["image"]["prefectTag"]
     assert all(f"prefect=={tag.split('-')[0]}\n" in pins for tag in tags)
+
+
+def test_each_worker_of_a_slurm_job_has_all_cores_of_its_task(tmp_path: Path) -> None:
+    """srun takes them from SRUN_CPUS_PER_TASK alone since SLURM 22.05; stand-ins for the programs that the script calls."""
+    programs = {
+        "openssl": "touch key.pem; while [ $# -gt 1 ]; do case $1 in -keyout|-out) touch $2;; esac; shift; done",
+        "dask": 'while [ $# -gt 1 ]; do [ $1 = --scheduler-file ] && echo \'{"address": "tls://127.0.0.1:1"}\' > $2; shift; done',
+        "srun": f"echo $SRUN_CPUS_PER_TASK $* > {tmp_path}/srun",
+        "unet": f"while [ ! -s {tmp_path}/srun ]; do sleep 0.1; done",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(
+        [DEPLOY / "slurm/segment.sbatch", "slide.svs", "slide.zarr"], check=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3"},
+    )  # fmt: skip
+    cores, *command = (tmp_path / "srun").read_text().split()
+    assert (cores, "worker" in command, "tls://127.0.0.1:1" in command) == ("3", True, True)
