@@ -13,6 +13,7 @@ from flows.addresses import check_address
 
 if TYPE_CHECKING:
     from unet_core.job import SegmentationJob
+    from unet_core.prices import Budget, Price
 
 
 def _whole(type_: Any, tokens: Sequence[Any]) -> int:
@@ -99,8 +100,8 @@ class RunOptions:
     """Of instances: how many axes a step to a neighbour may change."""
     min_voxels: Whole = 1
     """Smaller instances are left out."""
-    measure: Annotated[bool, Parameter(negative="--no-measure")] = True
-    """Write a table with a row for each instance."""
+    no_measure: Flag = False
+    """Write no table with a row for each instance."""
     block_shape: str | None = None
     """Voxels along (z,) y, x of a unit of work, e.g. 512,512."""
     approximate: Flag = False
@@ -119,6 +120,15 @@ class RunOptions:
     """Allow intensities that float32 does not hold exactly."""
     memory_gib: float = 4.0
     """Memory that one worker may use for a block."""
+    owner: str | None = None
+    """Whose run it is, for `unet costs`; decides nothing."""
+    project: str | None = None
+    """That the run is for, likewise."""
+    budget: str | None = None
+    """What the output may take, earlier runs included, in worker hours ('2h', '90min') or money ('5 EUR'): no block is begun that would
+    pass it, and the run ends with code 3; it goes on with a larger one."""
+    price: str | None = None
+    """What a worker costs for an hour, such as '2.50 EUR'; that of UNET_PRICE unless told."""
     flow: Flag = False
     """Run as a Prefect flow even when no Prefect API is configured."""
     json: Flag = False
@@ -135,6 +145,14 @@ class RunOptions:
         from unet_core.job import make_job
 
         return make_job(image=image, output=output, **self.fields())
+
+    def prices(self) -> tuple[Budget | None, Price | None]:
+        """The budget, and the price of a worker, where they are given.
+
+        Raises:
+            JobError: if they cannot be read.
+        """
+        return prices_of(self.budget, self.price)
 
     def fields(self) -> dict[str, Any]:
         """Fields of a job, but for image and output.
@@ -164,9 +182,10 @@ class RunOptions:
             "instances_of",
             "connectivity",
             "min_voxels",
-            "measure",
             "ngff",
             "missing",
+            "owner",
+            "project",
         )
         return {
             "model": self.model[0],
@@ -177,9 +196,24 @@ class RunOptions:
             "approximate": self.approximate,
             "tile_shape": numbers_of("tile-shape", self.tile_shape, int),
             "cast": self.cast,
+            "measure": not self.no_measure,
             "memory_gib": self.memory_gib,
             **{name: getattr(self, name) for name in plain},
         }
+
+
+def prices_of(budget: str | None, price: str | None) -> tuple[Budget | None, Price | None]:
+    """What they mean, with the price of the environment unless told.
+
+    Raises:
+        JobError: if they cannot be read.
+    """
+    from flows import settings
+    from unet_core.prices import parse_budget, parse_price
+
+    text = price or settings.price()
+    found = parse_price(text) if text else None
+    return (parse_budget(budget, found) if budget is not None else None), found
 
 
 def numbers_of(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:

@@ -51,6 +51,11 @@ def prefect_api_url() -> str | None:
     return profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL") or None
 
 
+def price() -> str | None:
+    """What a worker costs for an hour here, as text such as ``2.50 EUR``."""
+    return os.environ.get("UNET_PRICE") or None
+
+
 def use_ephemeral_prefect(home: Path) -> None:
     """Let Prefect start its own short-lived server, with its database under ``home``."""
     home.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,9 @@ _OPTIONS: dict[str, Callable[[Values], Any]] = {
     "--instances-of": lambda values: _of_instances("labels")(values).rpartition("/")[2],
     "--connectivity": _of_instances("connectivity"),
     "--min-voxels": _of_instances("min_voxels"),
-    "--measure": lambda values: "no" if values.get("measure") is None else f"yes (version {values['measure']} of its columns)",
+    "--no-measure (the table of instances)": lambda values: (
+        "no" if values.get("measure") is None else f"yes (version {values['measure']} of its columns)"
+    ),
     "--block-shape": _shape("block_shape"),
     "--strip": lambda values: values.get("strip") or 0,
     "--precision": lambda values: values["precision"],

@@ -51,6 +51,8 @@ class Completion(BaseModel):
         image_tag: see ``Asked``.
         label_voxels: voxels by class name; None likewise.
         instances: by class name, of a result that has ids.
+        owner: as the request says.
+        project: likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,6 +65,8 @@ class Completion(BaseModel):
     image_tag: str | None = None
     label_voxels: dict[str, int] | None = None
     instances: dict[str, int] | None = None
+    owner: str | None = None
+    project: str | None = None
 
 
 def asked_of(job: SegmentationJob, model_sha256: Sequence[str]) -> Asked:

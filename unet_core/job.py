@@ -7,7 +7,8 @@ import os
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from unet_core.errors import JobError
 from unet_core.geometry import Box
@@ -20,6 +21,21 @@ from unet_core.wording import counted
 Positive = Annotated[int, Field(ge=1)]
 # In micrometre: from a hundredth of an atom to a metre, so that areas and volumes stay finite numbers.
 Length = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+LONGEST_NAME = 100  # letters
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise PydanticCustomError("name", "Should be 1 to {most} visible letters on one line", {"most": LONGEST_NAME})
+    return text
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name an owner or a project: short, on one line, and to be seen."""
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable() and text == text.strip()
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class SegmentationJob(BaseModel):
@@ -165,6 +181,8 @@ class SegmentationJob(BaseModel):
     memory_gib: float = Field(
         4.0, gt=0, le=1e6, allow_inf_nan=False, title="Memory (GiB)", description="That one worker may use for a block."
     )
+    owner: Name | None = Field(None, title="Owner", description="Whose run it is, for 'unet costs'; decides nothing.")
+    project: Name | None = Field(None, title="Project", description="That the run is for, for 'unet costs'; decides nothing.")
 
     @property
     def models(self) -> tuple[str, ...]:

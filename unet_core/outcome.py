@@ -11,7 +11,7 @@ from unet_core.completion import Completion, find_completion, write_completion
 from unet_core.instances import read_joined
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.resume import is_finished, wanted_records
+from unet_core.resume import grown, is_finished, wanted_records
 from unet_core.store import Store, open_store
 from unet_core.tally import Tally
 
@@ -31,6 +31,8 @@ def take_over(planned: Planned, output_url: str) -> Completion | None:
     found = find_completion(store, request)
     if found is None or planned.asked is None or found.asked == planned.asked.job:
         return found
+    request = grown(request, planned.request)
+    store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))  # wants the same, and may name another owner
     stored = Tally()
     for record in wanted_records(store, plan, request, plan.stages[0]):
         stored.add(record)
@@ -53,6 +55,8 @@ def mark_of(
         image_tag=asked.image_tag if asked else None,
         label_voxels=label_voxels,
         instances=instances,
+        owner=request.owner,
+        project=request.project,
     )
 
 

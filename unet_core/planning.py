@@ -94,6 +94,7 @@ class Planned:
             "memory": f"{self.memory_bytes / GIB:.2f} GiB a worker, projected",
             "disk": f"{plan.raw_bytes / GIB:.3f} GiB at most, before compression",
             "levels": len(plan.levels),
+            **{name: value for name in ("owner", "project") if (value := getattr(self.request, name))},
             "warnings": list(self.warnings),
         }
 
@@ -207,6 +208,8 @@ def resolve(job: SegmentationJob) -> Planned:
         trust_model=job.trust_model,
         roi=tuple(sorted((box.start, box.stop) for box in wanted)) or None,
         masks=masks,
+        owner=job.owner,
+        project=job.project,
     )
     warnings = [package.network.why_unproven for package in ensemble.packages if isinstance(package.network, OpaqueNetwork)]
     amplification = prod(plan.footprint.read_shape) / prod(plan.pass_shape)

@@ -63,6 +63,9 @@ class MaskRecord(_Record):
         return f"{self.skipped} blocks skipped {where.get(self.kind, f'where mask {self.source} is 0')}"
 
 
+_OPTIONAL = ("further_models", "masks", "owner", "project")  # of a request: left out of its JSON where there is nothing to say
+
+
 class Request(_Record):
     """Which blocks are wanted, and where image and model lie; may grow, and is no part of the plan.
 
@@ -75,6 +78,8 @@ class Request(_Record):
         trust_model: the user's word, for the run that wrote this, that the code in a model may run.
         roi: boxes in voxels of the level, as ((start), (stop)); None for everything. Masks leave boxes of whole blocks.
         masks: that left out the other blocks, of this run and of those before it; written only if there are any.
+        owner: whose the run is, as the last one that said it did; written only if somebody did.
+        project: likewise.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -86,10 +91,12 @@ class Request(_Record):
     trust_model: bool = False
     roi: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None
     masks: tuple[MaskRecord, ...] = ()
+    owner: str | None = None
+    project: str | None = None
 
     @pydantic.model_serializer(mode="wrap")
     def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name not in ("further_models", "masks") or value}
+        return {name: value for name, value in dump(self).items() if name not in _OPTIONAL or value}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -130,6 +137,7 @@ class Record(_Record):
         seconds: spent, by phase; ``wait`` for other units, which is no work.
         hardware: instruction set or GPU model.
         software: versions.
+        ended: when it was committed, UTC, as in ISO 8601; left out of the JSON of records of earlier releases, which do not say.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -147,6 +155,11 @@ class Record(_Record):
     seconds: dict[str, float]
     hardware: str
     software: dict[str, str]
+    ended: str | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "ended" or value is not None}
 
     @property
     def work_seconds(self) -> float:

@@ -26,12 +26,16 @@ class Status:
         state: ``complete``, or ``unfinished``.
         model: name; of several models, their names with commas.
         stages: name to (units done, units wanted).
+        owner: as the request says; None if nobody did.
+        project: likewise.
     """
 
     state: str
     plan: str
     model: str
     stages: dict[str, tuple[int, int]]
+    owner: str | None = None
+    project: str | None = None
 
 
 def read_status(output_url: str) -> Status:
@@ -48,7 +52,8 @@ def read_status(output_url: str) -> Status:
     for stage in plan.stages:
         wanted = len(wanted_numbers(plan, request, stage))
         stages[stage.name] = (len(done_units(store, plan, request, stage)), wanted)
-    return Status("complete" if ledger.is_complete(store, request) else "unfinished", plan.id, names, stages)
+    state = "complete" if ledger.is_complete(store, request) else "unfinished"
+    return Status(state, plan.id, names, stages, request.owner, request.project)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def is_finished(planned: Planned, output_url: str) -> bool:
     if not check_output(planned, output_url):
         return False
     earlier = ledger.find_request(store)
-    return earlier is not None and ledger.is_complete(store, earlier) and _grown(earlier, planned.request).id == earlier.id
+    return earlier is not None and ledger.is_complete(store, earlier) and grown(earlier, planned.request).id == earlier.id
 
 
 def prepare(planned: Planned, output_url: str) -> Request:
@@ -82,7 +82,7 @@ def prepare(planned: Planned, output_url: str) -> Request:
         while not check_output(planned, output_url):
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
         store.delete_leftovers()
-        request = _grown(ledger.find_request(store) or _lost(store, planned), planned.request)
+        request = grown(ledger.find_request(store) or _lost(store, planned), planned.request)
         if not ledger.is_complete(store, request):
             store.delete(ledger.COMPLETE_KEY)
             store.delete(ledger.REPORT_KEY)  # it would tell of an earlier state
@@ -125,10 +125,11 @@ def _wanted_bytes(planned: Planned) -> int:
     return plan.raw_bytes * min(whole, sum(box.voxel_count for box in blocks)) // whole
 
 
-def _grown(earlier: Request | None, wanted: Request) -> Request:
+def grown(earlier: Request | None, wanted: Request) -> Request:
     """The union of what was wanted before and what is wanted now."""
     if earlier is None or earlier.plan != wanted.plan:
         return wanted
+    wanted = wanted.model_copy(update={"owner": wanted.owner or earlier.owner, "project": wanted.project or earlier.project})
     if earlier.roi is None or wanted.roi is None:
         return wanted.model_copy(update={"roi": None, "masks": ()})
     masks = (*earlier.masks, *(mask for mask in wanted.masks if mask not in earlier.masks))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from threading import BoundedSemaphore, Lock
 from typing import Any
@@ -319,6 +320,7 @@ def _commit(unit: Unit) -> Record:
         seconds=unit.clock.seconds,
         hardware=hardware_class(worker.predictors[0].device),
         software={"unet-flows": unet_core.__version__, "torch": torch.__version__, "zarr": zarr.__version__},
+        ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     ledger.write_record(worker.store, record)
     return record

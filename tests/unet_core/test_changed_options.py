@@ -54,7 +54,11 @@ INSTANCES = {"instances": "components", "min_voxels": 5}
         ({}, INSTANCES, ("--instances", "none", "components")),
         (INSTANCES, INSTANCES | {"min_voxels": 9}, ("--min-voxels", "5", "9")),
         (INSTANCES, INSTANCES | {"connectivity": 2}, ("--connectivity", "1", "2")),
-        (INSTANCES, INSTANCES | {"measure": False}, ("--measure", "yes (version 1 of its columns)", "no")),
+        (
+            INSTANCES,
+            INSTANCES | {"measure": False},
+            ("--no-measure (the table of instances)", "yes (version 1 of its columns)", "no"),
+        ),
         ({"block_shape": (32, 32)}, {"block_shape": (64, 32)}, ("--block-shape", "32,32", "64,32")),
         ({"strip": 16}, {"strip": 0}, ("--strip", "16", "0")),
         ({}, {"precision": "bfloat16"}, ("--precision", "float32", "bfloat16")),

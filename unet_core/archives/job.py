@@ -29,6 +29,7 @@ class ArchiveJob(SegmentationJob):
             InputError: if its options or places cannot be.
         """
         fields = self.model_dump() | {"image": item.image, "output": f"{self.output.rstrip('/')}/{item.name}"}
+        fields |= {name: value for name in ("owner", "project") if (value := getattr(item, name))}
         return make_job(**fields | item.options)
 
 

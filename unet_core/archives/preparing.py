@@ -71,7 +71,7 @@ def prepare_archive(job: ArchiveJob, show: Callable[[int, int], None] = lambda d
     sha256 = [package.sha256 for package in ensemble.packages]
 
     def look(item: Item) -> tuple[ImageRow, SegmentationJob | None]:
-        row = waiting_row(item)
+        row = waiting_row(item, job)
         try:
             check_location("image", item.image)
             own = job.job_of(item)

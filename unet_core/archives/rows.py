@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unet_core.errors import InputError, JobError
+from unet_core.job import LONGEST_NAME, is_name
 from unet_core.store import absolute, is_remote, local_path, open_store
 from unet_core.wording import near_path, near_word
 
@@ -98,6 +99,11 @@ def _row(cells: Mapping[str, str], where: str, folder: str) -> Row:
     output = cells.get("output", "").removesuffix(".zarr")
     if output and (not _NAME.fullmatch(output) or output.startswith(".") or not output.isprintable()):
         raise JobError(f"output in {where} is '{output[:60]}'; give a name without slashes that begins with no dot.")
+    for column in ("owner", "project"):
+        if cells.get(column) and not is_name(cells[column]):
+            raise JobError(
+                f"{column} in {where} is {cells[column][:60]!r}; give at most {LONGEST_NAME} visible letters on one line."
+            )
     return Row(_beside(cells["image"], folder), output, cells.get("owner", ""), cells.get("project", ""), options)
 
 

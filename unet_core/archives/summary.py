@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unet_core.archives.listing import Item
 from unet_core.completion import Completion
 from unet_core.errors import ResumeError
+from unet_core.job import SegmentationJob
 from unet_core.segment import RunSummary
 from unet_core.store import open_store
 from unet_core.validation import first_problem
@@ -33,12 +34,12 @@ class ImageRow(BaseModel):
     Args:
         image: path or URL.
         result: its name in the output folder.
-        state: ``complete``; ``partial`` (blocks failed); ``failed`` (see ``reason``); ``waiting`` (not begun, or stopped).
+        state: ``complete``; ``partial`` (blocks failed); ``failed`` (see ``reason``); ``waiting`` (not begun, or stopped, also by a budget).
         classes: voxels by class name; None where there is no complete result.
         objects: instances by class name; None likewise, and where none are made.
         seconds: that this run took for it; None if it was complete before, or is not.
         reason: why it failed, in one sentence.
-        owner: as a list says.
+        owner: as a list says, or the options for all.
         project: likewise.
     """
 
@@ -101,8 +102,9 @@ def status_of(rows: Sequence[ImageRow]) -> Literal["complete", "partial", "runni
     return "running" if "waiting" in states else "partial" if states & {"partial", "failed"} else "complete"
 
 
-def waiting_row(item: Item) -> ImageRow:
-    return ImageRow(image=writable(item.image), result=writable(item.name), owner=item.owner, project=item.project)
+def waiting_row(item: Item, job: SegmentationJob) -> ImageRow:
+    owner, project = item.owner or job.owner or "", item.project or job.project or ""
+    return ImageRow(image=writable(item.image), result=writable(item.name), owner=owner, project=project)
 
 
 def failed_row(row: ImageRow, error: Exception) -> ImageRow:
@@ -117,7 +119,11 @@ def finished_row(row: ImageRow, found: Completion) -> ImageRow:
 
 
 def computed_row(row: ImageRow, summary: RunSummary, seconds: float) -> ImageRow:
-    """The row of an image that this run segmented."""
+    """The row of an image that this run segmented; it waits for more money, if that was the end of it."""
+    if summary.stopped and not summary.failures:
+        return row.model_copy(
+            update={"state": "waiting", "seconds": round(seconds, 3), "reason": summary.stopped[:_LONGEST_REASON]}
+        )
     if summary.failures:
         more = f" (and {summary.failed - 1} more)" if summary.failed > 1 else ""
         reason = f"{summary.failures[0]}{more}"[:_LONGEST_REASON]

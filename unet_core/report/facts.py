@@ -126,7 +126,7 @@ class Facts:
         output: URL.
         image: where it lies, and what was taken of it.
         models: by content.
-        plan: its id, and the options that decide the result.
+        plan: its id, the options that decide the result, and whose it is.
         shape: of the finest level, in voxels.
         axes: of it.
         voxel_size_um: along the axes; None if unknown.
@@ -238,6 +238,8 @@ def _plan(opened: Opened) -> dict[str, Any]:
         "levels": len(plan.levels),
         "ngff": plan.ngff,
         "device": opened.request.device,
+        "owner": opened.request.owner,
+        "project": opened.request.project,
     }
 
 
