@@ -23,8 +23,10 @@ from flows.archive_run import (
     check_archive,
     images_at_once,
     on_cluster,
+    open_purse,
     segment_image,
 )
+from flows.options import prices_of
 from unet_core.archives.job import ArchiveJob
 from unet_core.archives.summary import ArchiveSummary, ImageRow
 from unet_core.errors import UnetCoreError
@@ -40,7 +42,7 @@ class PartialArchiveError(UnetCoreError):
 
     def __init__(self, summary: ArchiveSummary) -> None:
         first = next(row for row in summary.images if row.state != "complete")
-        super().__init__(f"{summary.sentence()}; {first.result}: {first.reason}")
+        super().__init__(f"{summary.sentence()}; {first.result}: {first.reason or '; '.join(summary.notes)}")
         self.summary = summary
 
 
@@ -57,7 +59,14 @@ def _flow_run_name() -> str:
     flow_run_name=_flow_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_AT_ONCE),
 )
-def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, at_once: int | None = None) -> dict:
+def segment_archive(
+    job: ArchiveJob,
+    cluster: str = "local",
+    workers: int = 2,
+    at_once: int | None = None,
+    budget: str | None = None,
+    price: str | None = None,
+) -> dict:
     """Segment the images of an archive.
 
     Args:
@@ -65,8 +74,11 @@ def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, a
         cluster: ``serial``, ``local``, or the address of a dask scheduler.
         workers: Worker processes that ``local`` starts, once for all images.
         at_once: Images under way together.
+        budget: What all results may take, earlier runs included: worker hours (2h, 90min) or money (5 EUR); no block is begun beyond it.
+        price: What a worker costs for an hour, such as 2.50 EUR; that of UNET_PRICE unless told.
     """
     logger = get_run_logger()
+    limit = prices_of(budget or None, price or None)[0]
     archive = check_archive(job, cluster, workers, at_once)
     count = images_at_once(cluster, at_once)
     done = sum(row.state == "complete" for row in archive.rows)
@@ -77,11 +89,11 @@ def segment_archive(job: ArchiveJob, cluster: str = "local", workers: int = 2, a
     for note in archive.notes:
         logger.info(note)
     update = _progress_artifact(job)
-    board = Board(archive, lambda snapshot: update(snapshot.fraction, snapshot.sentence()))
+    board = Board(archive, lambda snapshot: update(snapshot.fraction, snapshot.sentence()), open_purse(archive, limit))
     numbers = list(archive.jobs)
     size = max(1, -(-len(numbers) // MOST_TASKS))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    if groups:
+    if groups and not board.is_spent:
         _run(groups, count, board, cluster, workers)
     summary = board.write()
     update(1.0, summary.sentence())
@@ -118,6 +130,7 @@ def segment_images(name: str, numbers: list[int], board: Board, scheduler: str |
     """
     logger = get_run_logger()
     wrong: list[str] = []
+    complete = 0
     for number in numbers:
         try:
             row = segment_image(board.archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
@@ -128,11 +141,14 @@ def segment_images(name: str, numbers: list[int], board: Board, scheduler: str |
             board.broken = error
             raise
         if row.state == "complete":
+            complete += 1
             logger.info("%s complete in %.1f s: %s", row.result, row.seconds or 0.0, _found(row) or "nothing found")
+        elif row.state == "waiting":
+            logger.warning("%s waits: %s", row.result, row.reason or "the budget is spent")
         else:
             logger.error("%s %s: %s", row.result, row.state, row.reason)
             wrong.append(f"{row.result} {row.state}: {row.reason}")
-    return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{len(numbers)} complete")
+    return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{complete} complete")
 
 
 def _progress_artifact(job: ArchiveJob) -> Callable[[float, str], None]:

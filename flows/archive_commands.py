@@ -32,6 +32,7 @@ def archive(images: str, output: str, options: RunOptions, *, at_once: WholeOrNo
     from unet_core.archives.job import make_archive_job
 
     job = make_archive_job(image=images, output=output, **options.fields())
+    options.prices()
     if dry_run:
         return _show_only(job, options, at_once)
     as_flow = options.flow or settings.prefect_api_url() is not None
@@ -62,7 +63,8 @@ def _run_plain(job: ArchiveJob, options: RunOptions, at_once: int | None) -> Arc
     found = check_archive(job, options.cluster, options.workers, at_once, _looking)
     show, close = terminal_progress()
     try:
-        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell)
+        budget = options.prices()[0]
+        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell, budget)
     finally:
         close()
 
@@ -84,7 +86,9 @@ def _run_flow(job: ArchiveJob, options: RunOptions, at_once: int | None) -> Arch
     from flows.archive import PartialArchiveError, segment_archive
 
     try:
-        return ArchiveSummary.model_validate(segment_archive(job, options.cluster, options.workers, at_once))
+        price = options.prices()[1]
+        asked = (options.budget, str(price) if price else None)
+        return ArchiveSummary.model_validate(segment_archive(job, options.cluster, options.workers, at_once, *asked))
     except PartialArchiveError as error:
         return error.summary
 

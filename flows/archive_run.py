@@ -15,6 +15,7 @@ from flows.progress import Progress, Snapshot
 from flows.run import gpu_count, plan_job, run_stages, take_up
 from unet_core.agenda import Agenda, UnitId
 from unet_core.archives.job import ArchiveJob
+from unet_core.archives.listing import Item
 from unet_core.archives.preparing import PreparedArchive, prepare_archive
 from unet_core.archives.summary import (
     ArchiveSummary,
@@ -25,15 +26,20 @@ from unet_core.archives.summary import (
     status_of,
     write_summary,
 )
+from unet_core.budget import Capped, Purse
 from unet_core.errors import JobError, UnetCoreError
 from unet_core.job import SegmentationJob
-from unet_core.ledger import Record
+from unet_core.ledger import Record, find_plan
 from unet_core.memory import GIB
 from unet_core.outcome import take_over
 from unet_core.predict import resolve_device
+from unet_core.prices import Budget
+from unet_core.spending import spent_in
+from unet_core.store import open_store
 from unet_core.tally import Tally
 
 AT_ONCE, MOST_AT_ONCE = 4, 64  # images; while one is planned or audited, the workers have blocks of the others
+_READERS = 8  # ledgers of results that are read together
 _SUMMARY_SECONDS = 5.0  # between summaries that are written, at least;
 _SUMMARY_SHARE = 20  # times as long as writing one takes: of 100,000 images seconds, in which nobody else may fill in a row
 _PLANNING = threading.Lock()  # while torch traces a network, it has replaced how modules are called, in all threads
@@ -65,11 +71,18 @@ class Board:
     Args:
         archive: as prepared.
         show: told the progress, at most once a second.
+        purse: that pays for all images; None for no limit.
     """
 
-    def __init__(self, archive: PreparedArchive, show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None) -> None:
+    def __init__(
+        self,
+        archive: PreparedArchive,
+        show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
+        purse: Purse | None = None,
+    ) -> None:
         self.stopping = threading.Event()
         self.broken: Exception | None = None  # what is wrong with all, such as a cluster that is lost
+        self.purse = purse
         self.archive, self._show = archive, show
         self._rows = list(archive.rows)
         self._lock = threading.Lock()
@@ -83,8 +96,15 @@ class Board:
             self._units += units
             self._progress.expect(self._units)
 
-    def add(self, record: Record) -> None:
+    def add(self, output: str, record: Record) -> None:
         self._progress.add(record)
+        if self.purse:
+            self.purse.add(output, record)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether a budget leaves nothing for images that were not begun."""
+        return self.purse is not None and self.purse.is_stopped
 
     def put(self, number: int, row: ImageRow) -> None:
         """Fill in the row of an image that has ended."""
@@ -114,7 +134,7 @@ class Board:
             status=status_of(self._rows),
             models=job.models,
             seconds=round(time.monotonic() - self._began, 3),
-            notes=self.archive.notes,
+            notes=(*self.archive.notes, *([self.purse.sentence()] if self.purse and self.is_spent else [])),
             images=tuple(self._rows),
         )
 
@@ -150,6 +170,23 @@ def check_archive(
     if archive.jobs:
         check_reachable(cluster)
     return archive
+
+
+def open_purse(archive: PreparedArchive, budget: Budget | None) -> Purse | None:
+    """A budget with what all results of an archive took so far; None for none."""
+    if budget is None:
+        return None
+    purse = Purse(budget)
+
+    def spent(item: Item) -> dict[str, list[float]]:
+        store = open_store(f"{archive.job.output.rstrip('/')}/{item.name}")
+        plan = find_plan(store)
+        return spent_in(store, plan) if plan else {}
+
+    with ThreadPoolExecutor(_READERS, "unet-spent") as readers:
+        for seconds in readers.map(spent, archive.items):
+            purse.know(seconds)
+    return purse
 
 
 def images_at_once(cluster: str, at_once: int | None) -> int:
@@ -189,6 +226,8 @@ def segment_image(
         with _PLANNING:
             if board.stopping.is_set():
                 raise StoppedError("stopped")
+            if board.is_spent:
+                return row
             planned = plan_job(job, cluster, workers)
         found = take_over(planned, job.output)
         if found is not None:
@@ -199,14 +238,14 @@ def segment_image(
         def run_all(address: str | None, agenda: Agenda, computed: Tally) -> None:
             def note(record: Record) -> None:
                 computed.add(record)
-                board.add(record)
+                board.add(prepared.output, record)
 
-            units = _Stoppable(agenda, board.stopping)
+            units = Capped(_Stoppable(agenda, board.stopping), board.purse, prepared.output)
             run_units(address, prepared.output, prepared.request.key, units, note, computed.fail)
             if board.stopping.is_set():
                 raise StoppedError("stopped")
 
-        summary = run_stages(prepared, scheduler or "serial", workers, run_all)
+        summary = run_stages(prepared, scheduler or "serial", workers, run_all, board.purse)
     except Exception as error:  # whatever is wrong with one image, the others go on
         if board.stopping.is_set():
             raise StoppedError("stopped") from error
@@ -242,6 +281,7 @@ def segment_archive_on_cluster(
     at_once: int | None = None,
     show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
     told: Callable[[ImageRow], None] = lambda row: None,
+    budget: Budget | None = None,
 ) -> ArchiveSummary:
     """Segment what an archive still lacks; Prefect is not imported.
 
@@ -252,8 +292,9 @@ def segment_archive_on_cluster(
         at_once: images under way together.
         show: called with the progress, at most once a second.
         told: called with the row of each image that ended.
+        budget: that all results together may take, earlier runs included.
     """
-    board = Board(archive, show)
+    board = Board(archive, show, open_purse(archive, budget))
     count = images_at_once(cluster, at_once)
 
     def run(number: int, scheduler: str | None) -> None:
@@ -261,7 +302,7 @@ def segment_archive_on_cluster(
         board.put(number, row)
         told(row)
 
-    if not archive.jobs:
+    if not archive.jobs or board.is_spent:
         return board.write()
     if count == 1:  # in this thread, so that Ctrl-C stops the network at once
         with on_cluster(archive, board, cluster, workers) as scheduler:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -27,6 +27,7 @@ from flows.foreign_commands import export, import_, import_torchscript
 from flows.measure_commands import measure
 from flows.model_commands import model_app, models, networks
 from flows.options import Flag, RunOptions, Whole
+from flows.plan_commands import plan
 from flows.printing import print_json, visible
 from flows.report_commands import report
 from flows.sample_commands import sample
@@ -35,12 +36,16 @@ from flows.verify_commands import verify
 from flows.view_commands import view
 from unet_core import __version__
 
+if TYPE_CHECKING:
+    from unet_core.prices import Budget
+
 app = App(
     name="unet",
     version=__version__,
     help="Segment whole slides and EM volumes with U-Nets: exact under any cut, resumable, Zarr to Zarr.",
     suppress_keyboard_interrupt=False,  # `_run` says how to go on
 )
+app.command(plan)
 app.command(archive)
 app.command(train)
 app.command(models)
@@ -74,29 +79,31 @@ def segment(image: str, output: str, options: RunOptions) -> int:
         output: Where the OME-Zarr result goes.
     """
     as_flow = options.flow or settings.prefect_api_url() is not None
-    return _segment(options.job(image, output), options.cluster, options.workers, as_flow, options.json)
-
-
-def _segment(job: Any, cluster: str, workers: int, as_flow: bool, as_json: bool) -> int:
-    summary = _run_flow(job, cluster, workers) if as_flow else _run_plain(job, cluster, workers)
+    job, (budget, price) = options.job(image, output), options.prices()
+    if as_flow:
+        summary = _run_flow(job, options.cluster, options.workers, options.budget, str(price) if price else None)
+    else:
+        summary = _run_plain(job, options.cluster, options.workers, budget)
     _print_summary(summary)
-    if as_json:
+    if options.json:
         print_json(summary)
-    return _PARTIAL if summary["failures"] else 0
+    return 0 if summary["status"] == "complete" else _PARTIAL
 
 
-def _run_plain(job: Any, cluster: str, workers: int) -> dict[str, Any]:
+def _run_plain(job: Any, cluster: str, workers: int, budget: Budget | None) -> dict[str, Any]:
     from flows.progress import terminal_progress
     from flows.run import segment_on_cluster
 
     show, close = terminal_progress()
     try:
-        return segment_on_cluster(job, cluster, workers, show).as_json()
+        return segment_on_cluster(job, cluster, workers, show, budget).as_json()
     finally:
         close()
 
 
-def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None = None) -> dict[str, Any]:
+def _run_flow(
+    job: Any, cluster: str, workers: int, budget: str | None = None, price: str | None = None, ephemeral_home: Path | None = None
+) -> dict[str, Any]:
     from flows.prefect_server import check_prefect, start_ephemeral
     from flows.run import check_job
 
@@ -112,7 +119,7 @@ def _run_flow(job: Any, cluster: str, workers: int, ephemeral_home: Path | None 
     from flows.segment import PartialRunError, segment_volume
 
     try:
-        summary: dict[str, Any] = segment_volume(job, cluster, workers)
+        summary: dict[str, Any] = segment_volume(job, cluster, workers, budget, price)
     except PartialRunError as error:
         return error.summary.as_json()
     return summary
@@ -138,6 +145,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for text in summary["warnings"]:
         print(f"  note: {text}")
     _print_seams(summary["seams"])
+    if summary["stopped"]:
+        print(f"  stopped: {summary['stopped']}")
     for text in summary["failures"][:10]:
         print(f"  failed: {text}")
 
@@ -153,26 +162,6 @@ def _print_seams(seams: dict[str, Any]) -> None:
 
     for axis, score in seams.items():
         print(f"  seams: {Seam(**score).sentence(axis)}")
-
-
-@app.command
-def plan(image: str, output: str, options: RunOptions) -> int:
-    """Show what `segment` with the same arguments would do; runs and writes nothing.
-
-    Args:
-        image: Slide (SVS, NDPI, MRXS, SCN, DICOM ..), TIFF, PNG, JPEG, OME-Zarr, Zarr, N5 or Neuroglancer precomputed: a path, or an s3:// URL
-            (not of pictures, nor of slides other than SVS).
-        output: Where the OME-Zarr result would go.
-    """
-    from flows.run import check_job
-
-    facts = check_job(options.job(image, output), options.cluster, options.workers).facts()
-    for name, value in facts.items():
-        for number, line in enumerate(value if isinstance(value, list) else [value]):
-            print(f"{'' if number else name.replace('_', ' '):>16}  {line}")
-    if options.json:
-        print_json(facts)
-    return 0
 
 
 @app.command

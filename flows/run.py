@@ -14,13 +14,16 @@ from flows.clusters import check_cluster, check_reachable, open_cluster
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
 from unet_core.agenda import Agenda
+from unet_core.budget import Capped, Purse
 from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record, Request
 from unet_core.packing import Packer
 from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
+from unet_core.prices import Budget
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
+from unet_core.spending import spent_in
 from unet_core.store import absolute, open_store
 from unet_core.tally import Tally
 from unet_core.wording import counted
@@ -102,14 +105,24 @@ def gpu_count(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner) -> RunSummary:
+def open_purse(prepared: Prepared, budget: Budget | None) -> Purse | None:
+    """A budget with what the output took so far; None for none."""
+    if budget is None:
+        return None
+    purse = Purse(budget)
+    purse.know(spent_in(open_store(prepared.output), prepared.planned.plan))
+    return purse
+
+
+def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner, purse: Purse | None = None) -> RunSummary:
     """Run what is left of all stages, and audit.
 
     Args:
         run_units: computes the units of an agenda, given the scheduler's address, and counts them and what failed.
+        purse: that limits which units are begun.
     """
     began, computed = time.perf_counter(), Tally()
-    if prepared.total:
+    if prepared.total and not (purse and purse.is_stopped):
         plan, gpus = prepared.planned.plan, gpu_count(prepared.request.device)
         with (
             Packer(open_store(prepared.output), plan.id, prepared.remaining) as packer,
@@ -117,11 +130,16 @@ def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner
         ):
             run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed), computed)
         computed.notes += packer.problems
-    return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began)
+    held_back = purse.sentence() if purse and purse.is_stopped else ""
+    return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began, held_back)
 
 
 def segment_on_cluster(
-    job: SegmentationJob, cluster: str = "local", workers: int = 2, show: Callable[[Snapshot], None] = lambda snapshot: None
+    job: SegmentationJob,
+    cluster: str = "local",
+    workers: int = 2,
+    show: Callable[[Snapshot], None] = lambda snapshot: None,
+    budget: Budget | None = None,
 ) -> RunSummary:
     """Segment an image on dask workers; Prefect is not imported.
 
@@ -130,15 +148,20 @@ def segment_on_cluster(
         cluster: ``serial``, ``local``, or a scheduler's address.
         workers: processes that ``local`` starts.
         show: called with the progress, at most once a second.
+        budget: that the output may take, earlier runs included; the run ends ``partial`` before it would be passed.
     """
     prepared = prepare_run(job, cluster, workers)
+    purse = open_purse(prepared, budget)
     progress = Progress(prepared.total, show)
 
     def run_all(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
         def note(record: Record) -> None:
             computed.add(record)
             progress.add(record)
+            if purse:
+                purse.add(prepared.output, record)
 
-        run_units(scheduler, prepared.output, prepared.request.key, agenda, note, computed.fail)
+        units = Capped(agenda, purse, prepared.output)
+        run_units(scheduler, prepared.output, prepared.request.key, units, note, computed.fail)
 
-    return run_stages(prepared, cluster, workers, run_all)
+    return run_stages(prepared, cluster, workers, run_all, purse)

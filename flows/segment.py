@@ -16,9 +16,11 @@ from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dispatch import run_units
+from flows.options import prices_of
 from flows.progress import Progress, Snapshot
-from flows.run import prepare_run, run_stages
+from flows.run import open_purse, prepare_run, run_stages
 from unet_core.agenda import Agenda, Batch
+from unet_core.budget import Capped, Purse
 from unet_core.errors import UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Record
@@ -39,10 +41,11 @@ STOPPED = "The run was stopped; what is committed stays."
 
 
 class PartialRunError(UnetCoreError):
-    """Some blocks failed; the others are committed."""
+    """Some blocks failed, or a budget ended; the others are committed."""
 
     def __init__(self, summary: RunSummary) -> None:
-        super().__init__(f"{counted(summary.failed, 'block')} failed, the others are kept: {summary.failures[0]}")
+        failed = f"{counted(summary.failed, 'block')} failed, the others are kept: {next(iter(summary.failures), '')}"
+        super().__init__(failed if summary.failures else summary.stopped)
         self.summary = summary
 
 
@@ -59,16 +62,22 @@ def _flow_run_name() -> str:
     flow_run_name=_flow_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=CONCURRENT_BATCHES),
 )
-def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 2) -> dict:
+def segment_volume(
+    job: SegmentationJob, cluster: str = "local", workers: int = 2, budget: str | None = None, price: str | None = None
+) -> dict:
     """Segment one image.
 
     Args:
         job: Image, model, output and options.
         cluster: local (workers on the machine that runs this), serial (none), or the address of a dask scheduler (tls://HOST:PORT).
         workers: Worker processes, each with memory of its own, that a local cluster starts.
+        budget: What the output may take, earlier runs included: worker hours (2h, 90min) or money (5 EUR); no block is begun beyond it.
+        price: What a worker costs for an hour, such as 2.50 EUR; that of UNET_PRICE unless told.
     """
     logger = get_run_logger()
+    limit = prices_of(budget or None, price or None)[0]
     prepared = prepare_run(job, cluster, workers)
+    purse = open_purse(prepared, limit)
     plan = prepared.planned.plan
     logger.info(
         "plan %s: %s blocks of %s voxels, %s units left to do",
@@ -95,7 +104,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
         running: dict[PrefectFuture, Batch] = {}
 
         def start() -> None:
-            while len(running) < CONCURRENT_BATCHES and (batch := agenda.batch(batch_size)):
+            while len(running) < CONCURRENT_BATCHES and not (purse and purse.is_stopped) and (batch := agenda.batch(batch_size)):
                 future = segment_batch.submit(
                     scheduler,
                     prepared.output,
@@ -107,6 +116,7 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
                     progress,
                     stopping,
                     prepared.total <= MOST_LOGGED,
+                    purse,
                 )
                 running[future] = batch
 
@@ -125,10 +135,10 @@ def segment_volume(job: SegmentationJob, cluster: str = "local", workers: int = 
     def batch_size(stage: str) -> int:
         return max(SMALLEST_BATCH, -(-len(prepared.remaining[stage]) // BATCH_COUNT))
 
-    summary = run_stages(prepared, cluster, workers, run_batches)
+    summary = run_stages(prepared, cluster, workers, run_batches, purse)
     create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")
     create_markdown_artifact(_tell(summary), key="segmentation-summary", description=f"Result of {job.image}")
-    if summary.failures:
+    if summary.status != "complete":
         raise PartialRunError(summary)
     return summary.as_json()
 
@@ -158,6 +168,7 @@ def segment_batch(
     progress: Progress,
     stopping: threading.Event,
     log_units: bool = True,
+    purse: Purse | None = None,
 ) -> Tally | State:
     """Compute consecutive units of one stage, and what becomes ready meanwhile: one Prefect task run, one dask future for each unit."""
     logger = get_run_logger()
@@ -168,6 +179,8 @@ def segment_batch(
     def note(record: Record) -> None:
         done.add(record)
         progress.add(record)
+        if purse:
+            purse.add(output, record)
         if not log_units:
             return
         seconds = record.work_seconds
@@ -175,7 +188,7 @@ def segment_batch(
         logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", record.stage, record.index, seconds, rate)
 
     try:
-        run_units(scheduler, output, request_key, batch, note, done.fail)
+        run_units(scheduler, output, request_key, Capped(batch, purse, output), note, done.fail)
     except Exception:
         if not stopping.is_set():
             raise
@@ -189,7 +202,12 @@ def segment_batch(
 def _tell(summary: RunSummary) -> str:
     """The result as Markdown, with a picture; its page is left in the output."""
     attached = [f"attached: {url}" for url in summary.attached]
-    told = Told(summary.seconds, summary.failures, [*summary.skipped, *attached, *summary.warnings], summary.seams or None)
+    told = Told(
+        summary.seconds,
+        summary.failures,
+        [*summary.skipped, *attached, *summary.warnings, *([summary.stopped] if summary.stopped else [])],
+        summary.seams or None,
+    )
     rate = f"{summary.voxels_per_second / 1e6:.2f} Mvoxel/s"
     line = f"{summary.computed:,} of {summary.blocks:,} blocks computed in this run, {rate}."
     text, problem = report_run(summary.output, told, [line])

@@ -132,13 +132,30 @@ class S3Store:
             if page is None:
                 return
             for entry in page:
-                yield StoredObject(entry["path"], int(entry["size"]), str(entry["e_tag"]))
+                modified = float(entry["last_modified"].timestamp())
+                yield StoredObject(entry["path"], int(entry["size"]), str(entry["e_tag"]), modified)
 
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         with self._at(prefix):
             found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return tuple(sorted(path.rstrip("/").rpartition("/")[2] for path in paths))
+
+    def folder_names(self, prefix: str = "") -> tuple[str, ...]:
+        with self._at(prefix):
+            found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
+        return tuple(sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]))
+
+    def modified(self, key: str) -> float | None:
+        with self._at(key):
+            try:
+                return float(obstore.head(self._store, key)["last_modified"].timestamp())
+            except FileNotFoundError:
+                return None
+
+    def leftovers(self, folder: str = "", below: bool = False) -> Iterator[StoredObject]:
+        """None, likewise."""
+        return iter(())
 
     def delete_leftovers(self, folder: str = "", below: bool = False) -> None:
         """Nothing: an upload that was cut off leaves no object."""

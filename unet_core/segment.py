@@ -55,7 +55,7 @@ class RunSummary:
     """What a run did and what its output holds.
 
     Args:
-        status: ``complete`` (the audit passed), or ``partial`` (blocks failed; see ``failures``).
+        status: ``complete`` (the audit passed), or ``partial`` (blocks failed, see ``failures``, or a budget ended, see ``stopped``).
         output: URL.
         plan: id.
         blocks: wanted by the request.
@@ -77,6 +77,8 @@ class RunSummary:
         warnings: what the user should know about the result.
         hardware: classes that computed it.
         seams: score by axis, of complete results that are not exact.
+        stopped: why units are left although none of them failed, in a sentence.
+        left: units of all stages that are not done then.
     """
 
     status: str
@@ -101,6 +103,8 @@ class RunSummary:
     warnings: list[str] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)
     seams: dict[str, Seam] = field(default_factory=dict)
+    stopped: str | None = None
+    left: int = 0
 
     @property
     def voxels_per_second(self) -> float:
@@ -154,12 +158,15 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     return finish(planned, request, job.output, computed, time.perf_counter() - began)
 
 
-def finish(planned: Planned, request: Request, output_url: str, computed: Tally, seconds: float) -> RunSummary:
+def finish(
+    planned: Planned, request: Request, output_url: str, computed: Tally, seconds: float, held_back: str = ""
+) -> RunSummary:
     """Audit the output and say ``complete`` if nothing is missing and every object has its recorded hash.
 
     Args:
         computed: units of this run; if any failed, the run is ``partial`` and nothing is marked.
         seconds: wall time so far.
+        held_back: why units may have been left undone on purpose; if some are, the run is ``partial`` too.
 
     Raises:
         LedgerError: if the ledger and the stored objects disagree although nothing failed; what is damaged then counts as
@@ -169,7 +176,9 @@ def finish(planned: Planned, request: Request, output_url: str, computed: Tally,
     store.delete(ledger.COMPLETE_KEY)
     store.delete_leftovers()  # of workers that were killed and replaced while this run went on
     records, instances, failures = records_of(store, plan, request), None, replace(computed, failures=[*computed.failures])
-    if failures.failed:  # nothing is marked, but what is damaged is to be computed again too
+    left = sum(len(remaining_units(store, plan, request, stage)) for stage in plan.stages) if held_back else 0
+    is_partial = bool(failures.failed or left)
+    if is_partial:  # nothing is marked, but what is damaged is to be computed again too
         found = read_back(store, plan, request, records)
         withdraw_damaged(store, plan, found.damaged)
         for damage in found.damaged:
@@ -181,14 +190,14 @@ def finish(planned: Planned, request: Request, output_url: str, computed: Tally,
         write_completion(store, mark_of(planned, request, stored.total, label_voxels(plan, stored), instances))
     counts = label_voxels(plan, stored)
     attached: list[str] = []
-    if planned.attachment and not failures.failed:
+    if planned.attachment and not is_partial:
         attached = attach(planned.attachment, output_url, plan, request)
-    seams, unmeasured = _seams(output_url) if plan.exact is not True and not failures.failed else ({}, [])
+    seams, unmeasured = _seams(output_url) if plan.exact is not True and not is_partial else ({}, [])
     size = 1.0
     for step in plan.scale:
         size *= step
     return RunSummary(
-        status="partial" if failures.failed else "complete",
+        status="partial" if is_partial else "complete",
         output=output_url,
         plan=plan.id,
         blocks=len(wanted_numbers(plan, request, plan.stages[0])),
@@ -202,7 +211,7 @@ def finish(planned: Planned, request: Request, output_url: str, computed: Tally,
         instances=instances,
         skipped=[mask.sentence() for mask in planned.request.masks],
         attached=attached,
-        table=None if failures.failed or plan.measure is None else TABLE_KEY,
+        table=None if is_partial or plan.measure is None else TABLE_KEY,
         models=[model.name for model in plan.models],
         passes=plan.pass_count,
         failures=failures.failures,
@@ -210,6 +219,8 @@ def finish(planned: Planned, request: Request, output_url: str, computed: Tally,
         warnings=[*planned.warnings, *_asked_before(planned.request, request), *_mixed(stored), *unmeasured, *computed.notes],
         hardware=sorted(stored.hardware),
         seams=seams,
+        stopped=f"{held_back}; {left} units are left, run again with a larger --budget to go on." if left else None,
+        left=left,
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _Pending = list[tuple[Path, tuple[str, ...]]]  # folders to list, with the real folders on the way to each
 OWN_FOLDER = ".unet"  # of an output: what is no voxel and no metadata of its images
 CONVERSION_KEY = f"{OWN_FOLDER}/conversion.json"  # of an image that a conversion writes, or has written
+TRIAL_PREFIX = ".unet-trial-"  # of the name of a folder with blocks that are only tried, and removed again
 _PART_SUFFIX = ".unet-part"
 LEFTOVER_SECONDS = 3600.0  # after which a part of a put by another machine is nobody's any more
 _OS_REASONS = {
@@ -41,11 +42,13 @@ class StoredObject:
         key: relative to the store's root, with ``/`` between its parts.
         size_bytes: of the stored object.
         tag: changes whenever the object does: the etag on object stores, modification time and size locally.
+        modified: when it was put, in seconds since 1970.
     """
 
     key: str
     size_bytes: int
     tag: str
+    modified: float = 0.0
 
 
 class Store(Protocol):
@@ -78,6 +81,15 @@ class Store(Protocol):
 
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         """Sorted names of the folders and objects directly under the folder ``prefix``."""
+
+    def folder_names(self, prefix: str = "") -> tuple[str, ...]:
+        """Sorted names of the folders directly under the folder ``prefix``; no symbolic links."""
+
+    def modified(self, key: str) -> float | None:
+        """When an object was last put, in seconds since 1970; None if there is none."""
+
+    def leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> Iterator[StoredObject]:
+        """What puts that were killed left behind, which ``delete_leftovers`` would remove."""
 
     def delete_leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> None:
         """Remove what puts that were killed left behind in a folder, or ``below`` it too; nothing that a listing shows."""
@@ -324,19 +336,39 @@ class LocalStore:
                             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                         pending.append((Path(entry.path), (*trail, real)))
                     elif not entry.name.endswith(_PART_SUFFIX):
-                        yield StoredObject(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+                        yield StoredObject(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}", status.st_mtime)
 
     def child_names(self, prefix: str = "") -> tuple[str, ...]:
         folder = self._path(prefix) if prefix else self.root
         with storage_errors(str(folder)):
             return tuple(sorted(os.listdir(folder))) if folder.is_dir() else ()
 
-    def delete_leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> None:
+    def folder_names(self, prefix: str = "") -> tuple[str, ...]:
+        folder = self._path(prefix) if prefix else self.root
+        if not folder.is_dir():
+            return ()
+        with storage_errors(str(folder)), os.scandir(folder) as found:
+            return tuple(sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False)))
+
+    def modified(self, key: str) -> float | None:
+        try:
+            return self._path(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> Iterator[StoredObject]:
+        """What puts that were killed left behind in a folder, or ``below`` it too, and nobody goes on with."""
         oldest = time.time() - LEFTOVER_SECONDS
         for part in self._path(folder).glob(f"{'**/' if below else ''}.*{_PART_SUFFIX}"):
             with suppress(FileNotFoundError):
-                if part.stat().st_mtime < oldest or writer_is_gone(part.name.split(".")[-3]):
-                    part.unlink()
+                status = part.lstat()
+                if status.st_mtime < oldest or writer_is_gone(part.name.split(".")[-3]):
+                    key = part.relative_to(self.root).as_posix()
+                    yield StoredObject(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}", status.st_mtime)
+
+    def delete_leftovers(self, folder: str = OWN_FOLDER, below: bool = False) -> None:
+        for part in self.leftovers(folder, below):
+            (self.root / part.key).unlink(missing_ok=True)
 
     def as_zarr(self, read_only: bool = True) -> ZarrStore:
         from zarr.storage import LocalStore as ZarrLocalStore
