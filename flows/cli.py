@@ -19,8 +19,10 @@ from cyclopts import App, CycloptsError
 
 from flows import settings
 from flows.archive_commands import archive, show_archive
+from flows.clean_commands import clean
 from flows.cluster_commands import certificates
 from flows.convert_commands import convert
+from flows.costs_commands import costs
 from flows.evaluate_commands import evaluate
 from flows.export_commands import export_result
 from flows.foreign_commands import export, import_, import_torchscript
@@ -63,6 +65,8 @@ app.command(export_result, name="export")
 app.command(view)
 app.command(verify)
 app.command(certificates)
+app.command(costs)
+app.command(clean)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count

@@ -25,13 +25,13 @@ def write_csv(outputs: Sequence[str], url: str) -> int:
     """
     tables = [_objects(output, several=len(outputs) > 1) for output in outputs]
     table = pa.concat_tables(tables, promote_options="default") if len(tables) > 1 else tables[0]
-    _put(url, as_csv(table))
+    put_file(url, as_csv(table))
     return len(table)
 
 
 def write_summary(rows: Sequence[ClassInRegion], url: str) -> int:
     """Counts and sizes by image, class and region; how many rows."""
-    _put(url, summary_csv(rows))
+    put_file(url, summary_csv(rows))
     return len(rows)
 
 
@@ -58,7 +58,8 @@ def check_file(option: str, url: str) -> None:
         raise JobError(f"--{option} is {url}, which exists and has no name in {_SUFFIX}; give another, only tables are replaced.")
 
 
-def _put(url: str, data: bytes) -> None:
+def put_file(url: str, data: bytes) -> None:
+    """Store the bytes of a file as a whole, at a path or URL."""
     folder, name = _folder_and_name(url)
     open_store(folder).put(name, data)
 
