@@ -27,6 +27,7 @@ from tests.deploy.test_compose import free_port
 from tests.flows.test_prefect import ask, server
 from tests.flows.test_viewers import CHROMIUM
 from tests.unet_core.test_segment import digest
+from tests.unet_core.training.datasets import FAST, write_disks
 from unet_core.job import make_job
 from unet_core.ledger import COMPLETE_KEY
 from unet_core.model_package import save_model
@@ -54,9 +55,10 @@ class Place:
         """As the user types it: paths relative to the data folder."""
         return {"image": "image.zarr", "output": output, "model": "model", "block_shape": [64, 64]}
 
-    def start(self, job: dict[str, Any]) -> str:
-        deployment = ask(self.api, "/deployments/name/segment-volume/segment")["id"]
-        return ask(self.api, f"/deployments/{deployment}/create_flow_run", {"parameters": {"job": job}})["id"]
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run of FLOW/DEPLOYMENT; its id."""
+        found = ask(self.api, f"/deployments/name/{deployment}")["id"]
+        return ask(self.api, f"/deployments/{found}/create_flow_run", {"parameters": parameters})["id"]
 
     def state(self, run: str) -> dict[str, Any]:
         return ask(self.api, f"/flow_runs/{run}")["state"]
@@ -158,7 +160,7 @@ def interrupted(place: Place) -> dict[str, str]:
     """One run is cancelled, the process of another is killed, each in the middle."""
 
     def begin(output: str) -> tuple[str, list[psutil.Process]]:
-        run = place.start(place.job(output))
+        run = place.start("segment-volume/segment", job=place.job(output))
         until(lambda: place.committed(output) >= 3, 180, lambda: (place.data / "worker.log").read_text()[-3000:])
         processes = place.processes(run)
         assert len(processes) > 2  # its workers
@@ -324,9 +326,7 @@ def test_an_archive_of_twenty_images_outlives_its_workers_and_uses_those_that_co
             return stack.enter_context(process(*command, environment=place.environment))
 
         first, second = worker(), worker()
-        deployment = ask(place.api, "/deployments/name/segment-archive/archive")["id"]
-        parameters = {"job": job, "cluster": scheduler}
-        run_id = ask(place.api, f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        run_id = place.start("segment-archive/archive", job=job, cluster=scheduler)
         until(lambda: complete() >= 2, 240, lambda: str(place.state(run_id)))
         first.kill()
         worker()
@@ -344,3 +344,33 @@ def test_an_archive_of_twenty_images_outlives_its_workers_and_uses_those_that_co
             (fetched / entry.key).parent.mkdir(parents=True, exist_ok=True)
             (fetched / entry.key).write_bytes(result.get(entry.key))
         assert digest(fetched) == digest(serial)
+
+
+@pytest.mark.slow
+def test_a_worker_trains_segments_verifies_and_evaluates(place: Place) -> None:
+    """Each as its form gives it, with paths from the data folder on."""
+
+    def complete(deployment: str, **parameters: Any) -> None:
+        run_id = place.start(deployment, **parameters)
+        assert place.wait(run_id, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED", place.state(run_id)
+
+    write_disks(place.data / "disks")
+    complete(
+        "train-model/train", job={"dataset": "disks/dataset.yaml", "model_out": "disks-model", "settings": FAST, "threads": 1}
+    )
+    job = {"image": "disks/images/disks0.png", "output": "disks0.zarr", "model": "disks-model"}
+    complete("segment-volume/segment", job=job, cluster="serial")
+    complete("verify-output/verify", output="disks0.zarr")
+    complete(
+        "evaluate-archive/evaluate",
+        prediction="disks0.zarr",
+        reference="disks/labels/disks0.tif",
+        options={"reference_is": "mask"},
+        report="page.html",
+    )
+    assert "disks0" in (place.data / "page.html").read_text()
+    shard = next(path for path in (place.data / "disks0.zarr/labels/classes/0/c").rglob("*") if path.is_file())
+    shard.write_bytes(b"damaged")
+    run_id = place.start("verify-output/verify", output="disks0.zarr")
+    assert place.wait(run_id, "COMPLETED", "FAILED", "CRASHED") == "FAILED"
+    assert "damaged" in place.state(run_id)["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,10 +36,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def ask(api: str, path: str, body: Any = None) -> Any:
+    """What the server answers; asked again while it is too busy, as its own clients do."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{api}{path}", data=data, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as response:
-        return json.load(response)
+    for seconds in (1, 2, 4, 8, 16, None):
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.SERVICE_UNAVAILABLE or seconds is None:
+                raise
+            time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")
