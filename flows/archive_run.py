@@ -34,7 +34,7 @@ from unet_core.memory import GIB
 from unet_core.outcome import take_over
 from unet_core.predict import resolve_device
 from unet_core.prices import Budget
-from unet_core.spending import spent_in
+from unet_core.spending import every_record
 from unet_core.store import open_store
 from unet_core.tally import Tally
 
@@ -178,14 +178,15 @@ def open_purse(archive: PreparedArchive, budget: Budget | None) -> Purse | None:
         return None
     purse = Purse(budget)
 
-    def spent(item: Item) -> dict[str, list[float]]:
+    def know(item: Item) -> None:
         store = open_store(f"{archive.job.output.rstrip('/')}/{item.name}")
         plan = find_plan(store)
-        return spent_in(store, plan) if plan else {}
+        if plan:
+            purse.know(every_record(store, plan))
 
     with ThreadPoolExecutor(_READERS, "unet-spent") as readers:
-        for seconds in readers.map(spent, archive.items):
-            purse.know(seconds)
+        for _ in readers.map(know, archive.items):
+            pass
     return purse
 
 

@@ -23,7 +23,7 @@ from unet_core.places import check_writable
 from unet_core.planning import Planned, resolve
 from unet_core.prices import Budget
 from unet_core.segment import RunSummary, check_output, finish, prepare, remaining_units
-from unet_core.spending import spent_in
+from unet_core.spending import every_record
 from unet_core.store import absolute, open_store
 from unet_core.tally import Tally
 from unet_core.wording import counted
@@ -110,7 +110,7 @@ def open_purse(prepared: Prepared, budget: Budget | None) -> Purse | None:
     if budget is None:
         return None
     purse = Purse(budget)
-    purse.know(spent_in(open_store(prepared.output), prepared.planned.plan))
+    purse.know(every_record(open_store(prepared.output), prepared.planned.plan))
     return purse
 
 

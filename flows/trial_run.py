@@ -18,6 +18,7 @@ from unet_core.ledger import Record
 from unet_core.planning import Planned
 from unet_core.segment import finish, prepare, remaining_units
 from unet_core.store import TRIAL_PREFIX, is_remote, local_path, open_store, this_writer
+from unet_core.tally import Tally
 from unet_core.trial import (
     FEWEST_BLOCKS,
     MOST_SECONDS,
@@ -87,7 +88,7 @@ def try_blocks(planned: Planned, output: str, cluster: str, workers: int, count:
     if not FEWEST_BLOCKS <= count <= 1000:
         raise JobError(f"--measure is {count}; give {FEWEST_BLOCKS} to 1000 blocks.")
     plan, store = planned.plan, open_store(output)
-    left = {stage.name: remaining_units(store, plan, planned.request, stage) for stage in plan.stages}
+    left = {stage.name: remaining_units(store, plan, planned.request, stage).tolist() for stage in plan.stages}
     finest = plan.stages[0]
     if not left[finest.name]:
         return Trial(None, 0.0, workers)
@@ -105,13 +106,18 @@ def try_blocks(planned: Planned, output: str, cluster: str, workers: int, count:
         units = {stage.name: remaining_units(open_store(place), plan, request, stage) for stage in plan.stages}
         agenda = _Timed(Agenda(plan.stages, units | {finest.name: chosen}), finest.name, FEWEST_BLOCKS + warming)
         arrived: list[tuple[float, Record]] = []
-        failures = run_units(scheduler, place, request.key, agenda, lambda record: arrived.append((time.perf_counter(), record)))
-        if failures:
-            raise LedgerError(f"The trial failed: {failures[0]}")
+        failed: list[str] = []
+
+        def note(record: Record) -> None:
+            arrived.append((time.perf_counter(), record))
+
+        run_units(scheduler, place, request.key, agenda, note, failed.append)
+        if failed:
+            raise LedgerError(f"The trial failed: {failed[0]}")
         peaks = _peaks(scheduler)
         records = [record for _, record in arrived]
         audited = time.perf_counter()
-        finish(asked, request, place, records, [], 0.0, "trial")
+        finish(asked, request, place, Tally(), 0.0, "trial")
         audit = (time.perf_counter() - audited) / len(records)
         ending = time.perf_counter()
     blocks = [(moment, record) for moment, record in arrived if record.stage == finest.name]

@@ -5,7 +5,7 @@ budget   |<------- spent: what records say ------->|<- in flight ->|<- next ->| 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import sqrt
 from threading import Lock
 
@@ -33,12 +33,11 @@ class Purse:
         self._spent = 0.0
         self._stopped = False
 
-    def know(self, seconds: Mapping[str, Iterable[float]]) -> None:
-        """Take into account what earlier runs spent: seconds of work of each unit, by the name of its stage."""
-        with self._lock:
-            for stage, values in seconds.items():
-                for value in values:
-                    self._note(stage, value)
+    def know(self, records: Iterable[Record]) -> None:
+        """Take into account what earlier runs spent."""
+        for record in records:
+            with self._lock:
+                self._note(record.stage, record.work_seconds)
 
     def reserve(self, output: str, stage: str, index: int) -> bool:
         """Whether a unit may be begun; once one may not, no other may either."""

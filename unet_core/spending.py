@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unet_core import ledger
@@ -45,18 +45,6 @@ class Spending:
 
 
 def every_record(store: Store, plan: Plan) -> Iterator[Record]:
-    """Records of all stages of an output, of whatever request."""
+    """Records of all stages of an output, of whatever request; few are in memory at a time."""
     for stage in plan.stages:
-        yield from ledger.read_records(store, stage.name, plan.id).values()
-
-
-def spent_in(store: Store, plan: Plan) -> dict[str, list[float]]:
-    """Seconds of work of every unit that has a record, by the name of its stage."""
-    return seconds_by_stage(every_record(store, plan))
-
-
-def seconds_by_stage(records: Iterable[Record]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for record in records:
-        found.setdefault(record.stage, []).append(record.work_seconds)
-    return found
+        yield from ledger.iterate_records(store, stage.name, plan.id)

@@ -137,7 +137,7 @@ def test_a_trial_that_fails_or_has_no_time_says_so_and_is_removed(
     assert found["measured"]["tried"] == 3
     assert "join" in found["measured"]["untried"]
     assert "join" in found["not_measured"]
-    monkeypatch.setattr(trial_run, "run_units", lambda *rest: ["segment block 0: no"])
+    monkeypatch.setattr(trial_run, "run_units", lambda *rest: rest[-1]("segment block 0: no"))
     code, _, err = call(monkeypatch, capsys, "plan", *common, "--measure")
     assert (code, err) == (1, "unet: The trial failed: segment block 0: no\n")
     assert list((tmp_path / "o").iterdir()) == []

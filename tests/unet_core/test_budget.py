@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.unet_core.test_segment import digest
 from unet_core.agenda import Agenda
 from unet_core.budget import Capped, Purse
 from unet_core.errors import JobError
@@ -15,7 +14,7 @@ from unet_core.job import make_job
 from unet_core.ledger import Record, find_plan
 from unet_core.prices import Budget, Price, parse_budget, parse_price
 from unet_core.segment import run
-from unet_core.spending import every_record, spent_in
+from unet_core.spending import every_record
 from unet_core.stages import stages_of
 from unet_core.store import open_store
 
@@ -53,7 +52,7 @@ def test_units_are_handed_out_while_spent_in_flight_and_next_fit(in_flight: int)
 
 def test_what_varies_is_expected_to_take_a_standard_deviation_more_and_what_failed_as_much_as_others() -> None:
     purse = Purse(Budget(10.0, None, "10s"))
-    purse.know({"segment": [1.0, 3.0]})  # mean 2, standard deviation 1.41
+    purse.know([record(0, 1.0), record(1, 3.0)])  # mean 2, standard deviation 1.41
     assert purse.reserve("out", "segment", 0)  # fails, and is never told of
     assert not purse.reserve("out", "join", 0)  # 4 + 3.41 + 3.41 > 10: nothing is known of join
     assert not purse.reserve("out", "segment", 1)  # once is for ever
@@ -61,14 +60,14 @@ def test_what_varies_is_expected_to_take_a_standard_deviation_more_and_what_fail
 
 def test_a_purse_is_shared_by_outputs_and_spent_by_what_earlier_runs_took() -> None:
     purse = Purse(Budget(4.0, None, "4s"))
-    purse.know({"segment": [1.0, 1.0]})
+    purse.know([record(7, 1.0), record(8, 1.0)])
     first, second = (Capped(agenda(5), purse, name) for name in "ab")
     assert first.take() is not None
     assert second.take() is not None
     assert first.take() is None
     assert second.take() is None
     spent = Purse(Budget(4.0, None, "4s"))
-    spent.know({"segment": [4.0]})
+    spent.know([record(0, 4.0)])
     assert spent.is_stopped
     assert Capped(agenda(5), None, "c").take() == ("segment", 0)
 
@@ -94,17 +93,16 @@ def test_prices_and_budgets_are_read_and_refused_by_their_words() -> None:
             parse_price(text)
 
 
-def test_seconds_spent_are_those_of_all_records(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
+def test_what_was_spent_before_is_the_work_of_all_records(make_model: Maker, make_image: Maker, tmp_path: Path) -> None:
     job = make_job(image=str(make_image((300, 40))), output=str(tmp_path / "out"), model=str(make_model()), block_shape=(32, 32))
     records: list[Record] = []
     run(job, records.append)
     store = open_store(job.output)
     plan = find_plan(store)
     assert plan is not None
-    spent = spent_in(store, plan)
-    assert {name: len(values) for name, values in spent.items()} == {"segment": 20, "level-1": 5}
+    purse = Purse(Budget(1e9, None, "much"))
+    purse.know(every_record(store, plan))
     phases = ("read", "predict", "encode", "write", "level")
-    by_hand = sum(found.seconds.get(phase, 0.0) for found in records for phase in phases)
-    assert sum(map(sum, spent.values())) == pytest.approx(by_hand)
+    assert len(records) == 20 + 5
+    assert purse.spent_seconds == pytest.approx(sum(found.seconds.get(phase, 0.0) for found in records for phase in phases))
     assert all(found.ended for found in every_record(store, plan))
-    assert digest(tmp_path / "out")
