@@ -26,6 +26,7 @@ from flows.archive_run import (
     open_purse,
     segment_image,
 )
+from flows.clusters import Workers
 from flows.options import prices_of
 from unet_core.archives.job import ArchiveJob
 from unet_core.archives.summary import ArchiveSummary, ImageRow
@@ -62,7 +63,7 @@ def _flow_run_name() -> str:
 def segment_archive(
     job: ArchiveJob,
     cluster: str = "local",
-    workers: int = 2,
+    workers: Workers = 2,
     at_once: int | None = None,
     budget: str | None = None,
     price: str | None = None,
@@ -71,8 +72,8 @@ def segment_archive(
 
     Args:
         job: Images, model, output and options.
-        cluster: ``serial``, ``local``, or the address of a dask scheduler.
-        workers: Worker processes that ``local`` starts, once for all images.
+        cluster: As of segment-volume.
+        workers: Worker processes, once for all images: a number, or bounds such as 2..16.
         at_once: Images under way together.
         budget: What all results may take, earlier runs included: worker hours (2h, 90min) or money (5 EUR); no block is begun beyond it.
         price: What a worker costs for an hour, such as 2.50 EUR; that of UNET_PRICE unless told.
@@ -103,7 +104,7 @@ def segment_archive(
     return summary.as_json()
 
 
-def _run(groups: list[list[int]], count: int, board: Board, cluster: str, workers: int) -> None:
+def _run(groups: list[list[int]], count: int, board: Board, cluster: str, workers: Workers) -> None:
     """Task runs, as many at a time as images are to be under way."""
     archive = board.archive
     waiting = iter(groups)
@@ -123,7 +124,7 @@ def _run(groups: list[list[int]], count: int, board: Board, cluster: str, worker
 
 
 @task(name="images", task_run_name="{name}", retries=0, cache_policy=NO_CACHE, persist_result=False)
-def segment_images(name: str, numbers: list[int], board: Board, scheduler: str | None, cluster: str, workers: int) -> State:
+def segment_images(name: str, numbers: list[int], board: Board, scheduler: str | None, cluster: str, workers: Workers) -> State:
     """Segment images one after the other: plan, blocks on the workers that all share, audit.
 
     Prefect walks through all parameters of each task run, dataclasses and their fields included, but not through a board.

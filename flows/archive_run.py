@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flows.clusters import check_cluster, check_reachable, open_cluster
+from flows.clusters import Workers, check_cluster, check_reachable, open_cluster
 from flows.dispatch import ClusterLostError, run_units
 from flows.progress import Progress, Snapshot
 from flows.run import gpu_count, plan_job, run_stages, take_up
@@ -157,7 +157,11 @@ class _Stoppable:
 
 
 def check_archive(
-    job: ArchiveJob, cluster: str, workers: int, at_once: int | None, show: Callable[[int, int], None] = lambda done, total: None
+    job: ArchiveJob,
+    cluster: str,
+    workers: Workers,
+    at_once: int | None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> PreparedArchive:
     """List and look at the images, and refuse what cannot work; nothing is written.
 
@@ -206,7 +210,7 @@ def images_at_once(cluster: str, at_once: int | None) -> int:
 
 
 def segment_image(
-    job: SegmentationJob, row: ImageRow, scheduler: str | None, cluster: str, workers: int, board: Board
+    job: SegmentationJob, row: ImageRow, scheduler: str | None, cluster: str, workers: Workers, board: Board
 ) -> ImageRow:
     """Plan, compute and audit one image on workers that are there; its row, whatever went wrong.
 
@@ -257,7 +261,7 @@ def segment_image(
 
 
 @contextmanager
-def on_cluster(archive: PreparedArchive, board: Board, cluster: str, workers: int) -> Iterator[str | None]:
+def on_cluster(archive: PreparedArchive, board: Board, cluster: str, workers: Workers) -> Iterator[str | None]:
     """The scheduler that all images share, while the context lasts; whatever ends it, the summary is left in the output.
 
     An interrupt stops the workers first, then what waits for them.
@@ -278,7 +282,7 @@ def on_cluster(archive: PreparedArchive, board: Board, cluster: str, workers: in
 def segment_archive_on_cluster(
     archive: PreparedArchive,
     cluster: str = "local",
-    workers: int = 2,
+    workers: Workers = 2,
     at_once: int | None = None,
     show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
     told: Callable[[ImageRow], None] = lambda row: None,
@@ -288,8 +292,8 @@ def segment_archive_on_cluster(
 
     Args:
         archive: see ``check_archive``.
-        cluster: ``serial``, ``local``, or a scheduler's address.
-        workers: processes that ``local`` starts, once for all images.
+        cluster: see ``open_cluster``.
+        workers: processes that are started, once for all images: a number, or "FEWEST..MOST".
         at_once: images under way together.
         show: called with the progress, at most once a second.
         told: called with the row of each image that ended.

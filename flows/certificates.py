@@ -125,9 +125,10 @@ def write_certificates(folder: Path, certificates: Certificates, place: str | No
     return files
 
 
-def expiry(path: str) -> datetime:
-    """When the certificate in a file ends."""
-    return x509.load_pem_x509_certificate(Path(path).read_bytes()).not_valid_after_utc
+def expiry(certificate: str) -> datetime:
+    """When a certificate ends, given as PEM or as the path of its file."""
+    data = certificate.encode() if "\n" in certificate else Path(certificate).read_bytes()
+    return x509.load_pem_x509_certificate(data).not_valid_after_utc
 
 
 def _host(host: str) -> x509.GeneralName:

@@ -94,7 +94,7 @@ def segment(image: str, output: str, options: RunOptions) -> int:
     return 0 if summary["status"] == "complete" else _PARTIAL
 
 
-def _run_plain(job: Any, cluster: str, workers: int, budget: Budget | None) -> dict[str, Any]:
+def _run_plain(job: Any, cluster: str, workers: int | str, budget: Budget | None) -> dict[str, Any]:
     from flows.progress import terminal_progress
     from flows.run import segment_on_cluster
 
@@ -106,7 +106,12 @@ def _run_plain(job: Any, cluster: str, workers: int, budget: Budget | None) -> d
 
 
 def _run_flow(
-    job: Any, cluster: str, workers: int, budget: str | None = None, price: str | None = None, ephemeral_home: Path | None = None
+    job: Any,
+    cluster: str,
+    workers: int | str,
+    budget: str | None = None,
+    price: str | None = None,
+    ephemeral_home: Path | None = None,
 ) -> dict[str, Any]:
     from flows.prefect_server import check_prefect, start_ephemeral
     from flows.run import check_job

@@ -1,64 +1,125 @@
-"""Where blocks are computed: in this process, on worker processes of this machine, or on a dask scheduler. Knows no images.
+"""Where blocks are computed: in this process, on worker processes here, on jobs or pods, or on a dask scheduler. Knows no images.
 
-A backend is one function and one line of ``CLUSTERS``: a context manager that yields the address of a scheduler, or
-None for this process.
+A backend is one function in a file of its own and one line of ``CLUSTERS``: a context manager that yields the address of a
+scheduler, or None for this process.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import signal
 import socket
 import ssl
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-import dask
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client
 from distributed.security import Security
 
 from flows.addresses import check_address, host_and_port
-from flows.settings import DASK_CONFIG, worker_environment
+from flows.cluster_settings import Settings, settings_of
 from unet_core.errors import JobError
 
 CLUSTERS: dict[str, str] = {
     "serial": "flows.clusters:serial",
-    "local": "flows.clusters:local",
+    "local": "flows.cluster_local:local",
     "address": "flows.clusters:address",
+    "slurm": "flows.cluster_slurm:slurm",
+    "kubernetes": "flows.cluster_kubernetes:kubernetes",
 }
+
+NEEDS = {"slurm": ("dask_jobqueue", "sbatch"), "kubernetes": ("kr8s", None)}  # module, which the extra of that name has; command
 
 CONNECT_SECONDS = 10
 MAX_GREETING_BYTES = 1 << 20
 IDLE_BYTES = 2 << 30  # for a worker with its libraries and a model, generously
 THREADS = 2  # of a worker: while one runs the network, the other writes its last block and reads the next
 WORKER_SECONDS = 20  # for which a scheduler may be without any worker
+MOST_WORKERS = 10_000
 
-Backend = Callable[[str, int, int, int], AbstractContextManager[str | None]]
+Workers = int | str  # a number, or "FEWEST..MOST"
 
 
-def check_cluster(cluster: str, workers: int) -> None:
-    """Refuse a cluster that does not exist, or no workers; connects to nothing.
+@dataclass(frozen=True)
+class Start:
+    """What a backend is asked to start.
+
+    Args:
+        cluster: as it was asked for: name, file or address.
+        settings: of the backend, if it has any.
+        fewest: workers.
+        most: workers; more than the fewest come while there is work for them.
+        gpu_count: GPUs of this machine to give to them, one each.
+        memory_bytes: that a worker needs; 0 if not known.
+    """
+
+    cluster: str
+    settings: Settings | None
+    fewest: int
+    most: int
+    gpu_count: int
+    memory_bytes: int
+
+
+Backend = Callable[[Start], AbstractContextManager[str | None]]
+
+
+def worker_bounds(workers: Workers) -> tuple[int, int]:
+    """The fewest and the most workers.
+
+    Raises:
+        JobError: if there are none, or it is no number.
+
+    Example:
+        >>> worker_bounds(2), worker_bounds("2..16")
+        ((2, 2), (2, 16))
+    """
+    found = re.fullmatch(r"(-?\d{1,9})(?:\.\.(\d{1,9}))?", str(workers), re.ASCII)
+    if not found:
+        raise JobError(f"workers is '{str(workers)[:60]}'; write a number, or bounds as 2..16.")
+    fewest, most = int(found[1]), int(found[2] or found[1])
+    if fewest < 1:
+        raise JobError(f"workers is {workers}; at least 1 is needed.")
+    if most < fewest or most > MOST_WORKERS:
+        raise JobError(f"workers is {workers}; write the fewest first, and {MOST_WORKERS:,} at most.")
+    return fewest, most
+
+
+def check_cluster(cluster: str, workers: Workers) -> None:
+    """Refuse a cluster that does not exist or cannot be started here, or no workers; connects to nothing.
 
     Raises:
         JobError: naming the value and what there is.
     """
-    if workers < 1:
-        raise JobError(f"workers is {workers}; at least 1 is needed.")
+    fewest, most = worker_bounds(workers)
     if cluster == "address":
         raise JobError("Cluster 'address' needs the scheduler's address; write --cluster tcp://HOST:PORT or tls://HOST:PORT.")
     if "://" in cluster:
         check_address(cluster)
         if cluster.startswith("tls:"):
             check_certificates(cluster)
-    elif cluster not in CLUSTERS:
+        return
+    backend, _ = settings_of(cluster)
+    if backend not in CLUSTERS:
         raise JobError(
-            f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, or the address of a scheduler (tcp://HOST:PORT, tls://HOST:PORT)."
+            f"Cluster '{cluster}' is not known; use {', '.join(CLUSTERS)}, a file that says more of slurm or kubernetes (NAME.toml), or the "
+            "address of a scheduler (tcp://HOST:PORT, tls://HOST:PORT)."
         )
+    if fewest != most and backend == "serial":
+        raise JobError(f"workers is {workers}, but cluster 'serial' has no workers; use --cluster local.")
+    module, command = NEEDS.get(backend, (None, None))
+    if module is not None and find_spec(module) is None:
+        raise JobError(f"Cluster '{backend}' needs more of Python: pip install 'unet-flows[{backend}]'.")
+    if command is not None and shutil.which(command) is None:
+        raise JobError(f"Cluster '{backend}' needs the command {command}, which is not here; run this where jobs are submitted.")
 
 
 def check_certificates(cluster: str) -> None:
@@ -114,7 +175,7 @@ def check_reachable(cluster: str) -> None:
         raise JobError(f"No scheduler answers at {cluster} ({error.strerror or error}); {remedy}") from None
     if not 0 < greeting < MAX_GREETING_BYTES:
         raise JobError(f"What listens at {cluster} is no dask scheduler; {remedy}")
-    _silence_dask()
+    silence_dask()
     try:
         with Client(cluster, set_as_default=False, timeout=CONNECT_SECONDS) as client:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
@@ -141,12 +202,12 @@ def _greeting(address: str) -> int:
         return int.from_bytes(size, "little")
 
 
-def open_cluster(cluster: str, workers: int, gpu_count: int = 0, memory_bytes: int = 0) -> AbstractContextManager[str | None]:
+def open_cluster(cluster: str, workers: Workers, gpu_count: int = 0, memory_bytes: int = 0) -> AbstractContextManager[str | None]:
     """The scheduler's address while the context lasts; None for ``serial``.
 
     Args:
-        cluster: a key of ``CLUSTERS``, or the address of a scheduler.
-        workers: processes to start, for backends that start some.
+        cluster: a key of ``CLUSTERS``, a file of settings, or the address of a scheduler.
+        workers: processes to start, for backends that start some: a number, or "FEWEST..MOST".
         gpu_count: GPUs of this machine to give to them, one each.
         memory_bytes: that a block needs, as planned; 0 if not known.
 
@@ -154,61 +215,27 @@ def open_cluster(cluster: str, workers: int, gpu_count: int = 0, memory_bytes: i
         JobError: if the cluster does not exist.
     """
     check_cluster(cluster, workers)
-    module, _, attribute = CLUSTERS["address" if "://" in cluster else cluster].partition(":")
-    backend: Backend = getattr(import_module(module), attribute)
-    return backend(cluster, workers, gpu_count, memory_bytes)
+    backend, settings = ("address", None) if "://" in cluster else settings_of(cluster)
+    module, _, attribute = CLUSTERS[backend].partition(":")
+    start: Backend = getattr(import_module(module), attribute)
+    needed = 2 * memory_bytes + IDLE_BYTES if memory_bytes else 0  # a worker has two blocks under way
+    return start(Start(cluster, settings, *worker_bounds(workers), gpu_count, needed))
 
 
 @contextmanager
-def serial(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
+def serial(start: Start) -> Iterator[str | None]:
     """No cluster: blocks run one after the other in this process."""
     yield None
 
 
-@contextmanager
-def local(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
-    """Worker processes on this machine, on the loopback interface; one per GPU if there are GPUs."""
-    count = min(workers, gpu_count) if gpu_count else workers
-    _silence_dask()
-    # Loopback needs no TLS, also where dask's configuration asks for it because of another cluster.
-    with (
-        dask.config.set(DASK_CONFIG | {"distributed.comm.require-encryption": False}),
-        tempfile.TemporaryDirectory(prefix="unet-dask-") as scratch,
-    ):
-        specs = {
-            number: {
-                "cls": Nanny,
-                "options": {
-                    "nthreads": THREADS,
-                    # dask's own limit is a share of the machine by its cores, whatever a block needs.
-                    "memory_limit": 2 * memory_bytes + IDLE_BYTES if memory_bytes else 0,
-                    "host": "127.0.0.1",
-                    "dashboard": False,
-                    "silence_logs": logging.CRITICAL,
-                    "local_directory": scratch,
-                    "env": worker_environment(number if gpu_count else None, threads=1),
-                    "resources": {"GPU": 1} if gpu_count else {},
-                },
-            }
-            for number in range(count)
-        }
-        # Even without a dashboard dask listens for HTTP, by default on port 8787 of every interface.
-        web = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-        scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **web}}
-        with _interrupts_blocked():
-            started = SpecCluster(workers=specs, scheduler=scheduler, silence_logs="CRITICAL")
-        with started:
-            yield started.scheduler_address
-
-
-def _silence_dask() -> None:
+def silence_dask() -> None:
     """No log lines of dask: workers that come and go are no news, and what fails is said by the futures and by us."""
     for name in ("distributed", "distributed.client"):  # each has a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Threads and processes that begin in this context never see Ctrl-C, nor do processes that those threads start later.
 
     A terminal sends SIGINT to every process of the command. Only the main process is to act on it: it stops the workers.
@@ -223,6 +250,6 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def address(cluster: str, workers: int, gpu_count: int, memory_bytes: int) -> Iterator[str | None]:
+def address(start: Start) -> Iterator[str | None]:
     """A scheduler that runs already; its workers are left as they are."""
-    yield cluster
+    yield start.cluster

@@ -31,6 +31,12 @@ def _time_point(type_: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{error}; one time point is taken at a time, 0 the first: run the command for each") from None
 
 
+def _bounds(type_: Any, tokens: Sequence[Any]) -> str:
+    """Checked with the cluster; a number alone has to be whole here too."""
+    text = str(tokens[0].value)
+    return text if ".." in text else str(_whole(type_, tokens))
+
+
 def _cluster(type_: Any, cluster: str | None) -> None:
     check_address(cluster)
 
@@ -39,6 +45,7 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Whole = Annotated[int, Parameter(converter=_whole)]
 WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 TimePoint = Annotated[int | None, Parameter(converter=_time_point)]
+Bounds = Annotated[str, Parameter(converter=_bounds)]
 Cluster = Annotated[str, Parameter(validator=_cluster)]  # refused before anything is imported that takes seconds
 ClusterOrNone = Annotated[str | None, Parameter(validator=_cluster)]
 
@@ -74,10 +81,10 @@ class RunOptions:
     attach: str | None = None
     """Copy the labels of the complete run into the image's own labels too, under this name (ids: NAME-instances); OME-Zarr images only."""
     cluster: Cluster = "local"
-    """serial, local, or the address of a dask scheduler: tcp://127.0.0.1:PORT on this machine, tls://HOST:PORT elsewhere (with what
-    `unet certificates` makes)."""
-    workers: Whole = 2
-    """Processes that `local` starts."""
+    """serial, local, slurm, kubernetes, a file that says more of these (NAME.toml), or the address of a dask scheduler: tcp://127.0.0.1:PORT
+    on this machine, tls://HOST:PORT elsewhere (with what `unet certificates` makes)."""
+    workers: Bounds = "2"
+    """Processes (of slurm: jobs, of kubernetes: pods) to start; 2..16 to start 2, and more while there is work for them."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.clusters import check_cluster, check_reachable, open_cluster
+from flows.clusters import Workers, check_cluster, check_reachable, open_cluster, worker_bounds
 from flows.dispatch import run_units
 from flows.progress import Progress, Snapshot
 from unet_core.agenda import Agenda
@@ -45,7 +45,7 @@ class Prepared:
         return sum(len(indices) for indices in self.remaining.values())
 
 
-def check_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
+def check_job(job: SegmentationJob, cluster: str, workers: Workers) -> Planned:
     """Plan the job and refuse what cannot work, an unreachable cluster included; nothing is written.
 
     Raises:
@@ -57,7 +57,7 @@ def check_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
     return planned
 
 
-def plan_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
+def plan_job(job: SegmentationJob, cluster: str, workers: Workers) -> Planned:
     """The same for a cluster that is known to be there."""
     check_writable(job.output)
     planned = resolve(job)
@@ -66,7 +66,7 @@ def plan_job(job: SegmentationJob, cluster: str, workers: int) -> Planned:
     return planned
 
 
-def check_memory(planned: Planned, cluster: str, workers: int) -> None:
+def check_memory(planned: Planned, cluster: str, workers: Workers) -> None:
     """Refuse more workers than this machine has memory for.
 
     Raises:
@@ -75,7 +75,7 @@ def check_memory(planned: Planned, cluster: str, workers: int) -> None:
     if planned.request.device != "cpu" or cluster not in ("local", "serial"):
         return
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    count = workers if cluster == "local" else 1
+    count = worker_bounds(workers)[1] if cluster == "local" else 1
     if count * planned.memory_bytes > available:
         raise MemoryBudgetError(
             f"block needs {planned.memory_bytes / 2**30:.1f} GiB in each of {counted(count, 'worker')}, this machine has "
@@ -83,7 +83,7 @@ def check_memory(planned: Planned, cluster: str, workers: int) -> None:
         )
 
 
-def prepare_run(job: SegmentationJob, cluster: str, workers: int) -> Prepared:
+def prepare_run(job: SegmentationJob, cluster: str, workers: Workers) -> Prepared:
     """Plan the job, refuse what cannot work, create or take up the output."""
     return take_up(check_job(job, cluster, workers), job.output)
 
@@ -114,7 +114,7 @@ def open_purse(prepared: Prepared, budget: Budget | None) -> Purse | None:
     return purse
 
 
-def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner, purse: Purse | None = None) -> RunSummary:
+def run_stages(prepared: Prepared, cluster: str, workers: Workers, run_units: Runner, purse: Purse | None = None) -> RunSummary:
     """Run what is left of all stages, and audit.
 
     Args:
@@ -137,7 +137,7 @@ def run_stages(prepared: Prepared, cluster: str, workers: int, run_units: Runner
 def segment_on_cluster(
     job: SegmentationJob,
     cluster: str = "local",
-    workers: int = 2,
+    workers: Workers = 2,
     show: Callable[[Snapshot], None] = lambda snapshot: None,
     budget: Budget | None = None,
 ) -> RunSummary:
@@ -145,8 +145,8 @@ def segment_on_cluster(
 
     Args:
         job: image, model, output and options.
-        cluster: ``serial``, ``local``, or a scheduler's address.
-        workers: processes that ``local`` starts.
+        cluster: see ``open_cluster``.
+        workers: processes that are started: a number, or "FEWEST..MOST".
         show: called with the progress, at most once a second.
         budget: that the output may take, earlier runs included; the run ends ``partial`` before it would be passed.
     """

@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.clusters import Workers
 from flows.dispatch import run_units
 from flows.options import prices_of
 from flows.progress import Progress, Snapshot
@@ -63,7 +64,7 @@ def _flow_run_name() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=CONCURRENT_BATCHES),
 )
 def segment_volume(
-    job: SegmentationJob, cluster: str = "local", workers: int = 2, budget: str | None = None, price: str | None = None
+    job: SegmentationJob, cluster: str = "local", workers: Workers = 2, budget: str | None = None, price: str | None = None
 ) -> dict:
     """Segment one image.
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from distributed import Client, Future
 
+from flows.cluster_settings import SETTINGS, settings_of
 from flows.clusters import check_reachable, open_cluster
 from flows.dispatch import ClusterLostError
 from flows.launch_rank import RankOrder, run_rank
@@ -130,6 +131,10 @@ def _check(how: Supervision, cluster: str) -> None:
         raise JobError(f"ranks is {how.ranks}; at least 1 is needed.")
     if cluster == "serial":
         raise JobError("Cluster 'serial' has no workers; use --cluster local.")
+    if "://" not in cluster and settings_of(cluster)[0] in SETTINGS:
+        raise JobError(
+            f"Cluster '{cluster}' ends workers while a training goes on; use --cluster local, or a scheduler's address."
+        )
     if cluster == "local" and how.device.startswith("cuda") and how.ranks > gpu_count(how.device):
         raise JobError(
             f"--ranks is {how.ranks}, this machine has {counted(gpu_count(how.device), 'GPU')}; a rank needs one of its own."

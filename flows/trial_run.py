@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from flows.clusters import open_cluster
+from flows.clusters import Workers, open_cluster, worker_bounds
 from flows.dispatch import run_units
 from flows.run import gpu_count
 from unet_core.agenda import Agenda, UnitId
@@ -70,7 +70,7 @@ class _Timed:
         self._agenda.committed(stage, index)
 
 
-def try_blocks(planned: Planned, output: str, cluster: str, workers: int, count: int, began: float) -> Trial:
+def try_blocks(planned: Planned, output: str, cluster: str, workers: Workers, count: int, began: float) -> Trial:
     """Segment a sample of blocks as the job would, and remove them.
 
     Args:
@@ -91,7 +91,7 @@ def try_blocks(planned: Planned, output: str, cluster: str, workers: int, count:
     left = {stage.name: remaining_units(store, plan, planned.request, stage).tolist() for stage in plan.stages}
     finest = plan.stages[0]
     if not left[finest.name]:
-        return Trial(None, 0.0, workers)
+        return Trial(None, 0.0, worker_bounds(workers)[1])
     with (
         _temporary(output) as place,
         open_cluster(cluster, workers, gpu_count(planned.request.device), planned.memory_bytes) as scheduler,
