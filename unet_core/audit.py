@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from unet_core import ledger
 from unet_core.errors import LedgerError
+from unet_core.geometry import Box
 from unet_core.ledger import Record, Request
 from unet_core.plan import Plan
 from unet_core.resume import wanted_numbers, wanted_records
-from unet_core.stages import made_from
+from unet_core.stages import boxes_made_from
 from unet_core.store import Store
 from unet_core.tally import Tally
 from unet_core.wording import counted
@@ -122,9 +123,14 @@ def withdraw_damaged(store: Store, plan: Plan, damaged: Iterable[Damage]) -> Non
 
 def made_from_all(plan: Plan, damaged: Iterable[Damage]) -> list[Unit]:
     """Damaged units and all that was made from them, each once, in the order of their stages."""
-    units = {unit for damage in damaged for unit in made_from(plan.stages, damage.stage, damage.index)}
-    order = {stage.name: number for number, stage in enumerate(plan.stages)}
-    return sorted(units, key=lambda unit: (order[unit[0]], unit[1]))
+    boxes: dict[str, set[Box]] = {stage.name: set() for stage in plan.stages}
+    units: dict[str, set[int]] = {stage.name: set() for stage in plan.stages}
+    for damage in damaged:
+        for stage, box in boxes_made_from(plan.stages, damage.stage, damage.index):
+            if box not in boxes[stage.name]:  # what is made from everything is the same for each of them
+                boxes[stage.name].add(box)
+                units[stage.name].update(stage.grid.touching(box))
+    return [(name, index) for name, indices in units.items() for index in sorted(indices)]
 
 
 def _listed(texts: Iterable[str], count: int, separator: str) -> str:

@@ -102,19 +102,22 @@ def made_from(stages: Sequence[Stage], name: str, index: int) -> Iterator[tuple[
         name: of the unit's stage.
         index: of the unit.
     """
-    boxes: dict[str, Box] = {}  # what of a stage is affected
+    for stage, box in boxes_made_from(stages, name, index):
+        yield from ((stage.name, unit) for unit in stage.grid.touching(box))
+
+
+def boxes_made_from(stages: Sequence[Stage], name: str, index: int) -> Iterator[tuple[Stage, Box]]:
+    """What of each stage is affected by a unit, that of its own stage first."""
+    boxes: dict[str, Box] = {}
     for stage in stages:
+        source = source_of(stages, stage)
         if stage.name == name:
             boxes[name] = stage.grid.block(index)
-            yield name, index
+        elif source is not None and source.name in boxes:
+            boxes[stage.name] = reached(boxes[source.name], stage)
+        else:
             continue
-        source = source_of(stages, stage)
-        if source is None or source.name not in boxes:
-            continue
-        touched = reached(boxes[source.name], stage)
-        units = list(stage.grid.touching(touched))
-        boxes[stage.name] = touched
-        yield from ((stage.name, unit) for unit in units)
+        yield stage, boxes[stage.name]
 
 
 def source_of(stages: Sequence[Stage], stage: Stage) -> Stage | None:

@@ -64,18 +64,17 @@ def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = la
     is_marked = ledger.is_complete(store, request)
     if is_marked and done < wanted:
         faults.append(f"{wanted - done} of {wanted} records are gone or cannot be read, although the run was complete")
-    again, lost = list[tuple[str, int]](), 0
+    again = list[tuple[str, int]]()
     if repair and faults:
         store.delete(ledger.COMPLETE_KEY)
         output.create_output(store, plan)
-        again = made_from_all(plan, found.damaged)
-        lost = sum(bool(found.seen[stage][index]) for stage, index in again)
+        again = [unit for unit in made_from_all(plan, found.damaged) if found.seen[unit[0]][unit[1]]]
         withdraw_damaged(store, plan, found.damaged)
     finished = is_marked and done == wanted
     return Verification(
         url=url,
         state="damaged" if faults else "intact" if finished else "unfinished",
-        units=(done - lost, wanted),
+        units=(done - len(again), wanted),
         objects=found.tally.objects,
         size_bytes=found.tally.stored_bytes,
         faults=faults,
