@@ -38,7 +38,8 @@ def measure(
             check_file(option, file)
     if csv is not None and csv == summary:
         raise JobError(f"--csv and --summary are both {csv}; give two files.")
-    outputs = tuple(result for output in outputs for result in results_of(output))
+    notes: list[str] = []
+    outputs = tuple(result for output in outputs for result in results_of(output, notes.append))
     if regions is not None:
         if len(outputs) > 1:
             raise JobError(
@@ -58,8 +59,10 @@ def measure(
         written.append((write_summary(everything, summary), summary))
     for count, file in written:
         print(f"{count:,} rows: {file}")
+    for note in notes:
+        print(f"note: {visible(note)}")
     if json:
-        print_json({"rows": [row.as_row() for row in everything], "files": [file for _, file in written]})
+        print_json({"rows": [row.as_row() for row in everything], "files": [file for _, file in written], "notes": notes})
     return 0
 
 

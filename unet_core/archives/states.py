@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from unet_core import ledger
@@ -10,6 +11,7 @@ from unet_core.completion import find_completion
 from unet_core.errors import JobError, UnetCoreError
 from unet_core.result import read_status
 from unet_core.store import open_store
+from unet_core.wording import counted
 
 _READERS = 8
 
@@ -42,8 +44,12 @@ def read_states(output: str) -> ArchiveSummary | None:
     return summary.model_copy(update={"images": rows, "status": status_of(rows), "output": output})
 
 
-def results_of(output: str) -> list[str]:
+def results_of(output: str, note: Callable[[str], None] = lambda text: None) -> list[str]:
     """The complete results of an archive, or the one result that ``output`` is.
+
+    Args:
+        output: of either.
+        note: told in a sentence if an archive has images without a complete result.
 
     Raises:
         JobError: if an archive has none yet.
@@ -54,4 +60,8 @@ def results_of(output: str) -> list[str]:
     results = [f"{output.rstrip('/')}/{row.result}" for row in found.images if row.state == "complete"]
     if not results:
         raise JobError(f"{output} has no complete result ({found.sentence()}); run the same unet archive command again.")
+    if len(results) < len(found.images):
+        note(
+            f"{counted(len(found.images) - len(results), 'image')} of {output} without a complete result left out ({found.sentence()})."
+        )
     return results
