@@ -28,6 +28,7 @@ from flows.archive_run import (
 )
 from flows.clusters import Workers
 from flows.options import prices_of
+from flows.printing import visible
 from unet_core.archives.job import ArchiveJob
 from unet_core.archives.summary import ArchiveSummary, ImageRow
 from unet_core.errors import UnetCoreError
@@ -86,9 +87,9 @@ def segment_archive(
     logger.info("%s images, %s complete before, %s to do", len(archive.rows), done, len(archive.jobs))
     for row in archive.rows:
         if row.state == "failed":
-            logger.error("%s: %s", row.result, row.reason)
+            logger.error("%s: %s", visible(row.result), visible(row.reason))
     for note in archive.notes:
-        logger.info(note)
+        logger.info(visible(note))
     update = _progress_artifact(job)
     board = Board(archive, lambda snapshot: update(snapshot.fraction, snapshot.sentence()), open_purse(archive, limit))
     numbers = list(archive.jobs)
@@ -143,11 +144,11 @@ def segment_images(name: str, numbers: list[int], board: Board, scheduler: str |
             raise
         if row.state == "complete":
             complete += 1
-            logger.info("%s complete in %.1f s: %s", row.result, row.seconds or 0.0, _found(row) or "nothing found")
+            logger.info("%s complete in %.1f s: %s", visible(row.result), row.seconds or 0.0, _found(row) or "nothing found")
         elif row.state == "waiting":
-            logger.warning("%s waits: %s", row.result, row.reason or "the budget is spent")
+            logger.warning("%s waits: %s", visible(row.result), row.reason or "the budget is spent")
         else:
-            logger.error("%s %s: %s", row.result, row.state, row.reason)
+            logger.error("%s %s: %s", visible(row.result), row.state, visible(row.reason))
             wrong.append(f"{row.result} {row.state}: {row.reason}")
     return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{complete} complete")
 

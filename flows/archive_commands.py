@@ -50,7 +50,7 @@ def _show_only(job: ArchiveJob, options: RunOptions, at_once: int | None) -> int
     found = check_archive(job, options.cluster, options.workers, at_once, _looking)
     print_rows(found.rows)
     for note in found.notes:
-        print(f"note: {note}")
+        print(f"note: {visible(note)}")
     if options.json:
         print_json({"images": [row.model_dump(mode="json") for row in found.rows], "notes": found.notes})
     return 0
@@ -147,7 +147,7 @@ def print_counts(summary: ArchiveSummary) -> None:
     folder = summary.output.rstrip("/")
     print(f"{summary.status}: {summary.sentence()}; {folder}/{JSON_KEY}, {CSV_KEY}")
     for note in summary.notes:
-        print(f"  note: {note}")
+        print(f"  note: {visible(note)}")
 
 
 def show_archive(output: str) -> dict[str, Any] | None:

@@ -95,8 +95,9 @@ def check_measured(
     outputs: list[Path],
 ) -> None:
     """All results in one table, with the objects that the summary counts."""
-    code, _, _ = call(monkeypatch, capsys, "measure", *outputs, "--summary", file)
+    code, out, _ = call(monkeypatch, capsys, "measure", *outputs, "--summary", file)
     assert code == 0
+    assert ("note: 1 image of" in out) == (len(outputs) == 1), out  # an archive with one that failed
     with file.open(newline="") as lines:
         counted = [(Path(row["output"]).name, row["class"], int(row["objects"])) for row in csv.DictReader(lines)]
     expected = [(name, kind, count) for name, row in rows.items() for kind, count in (row["objects"] or {}).items()]
@@ -207,7 +208,7 @@ def test_names_that_are_no_text_are_named_and_stop_no_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
 ) -> None:
     folder, output = write_images(tmp_path / "in", {"a": (20, 20)}), tmp_path / "out"
-    for name in (b"caf\xe9.tif", b"notes.\xff", b"red\x1b[31m\n.tif"):
+    for name in (b"caf\xe9.tif", b"notes.\xff", b"other.\x1b[31m", b"red\x1b[31m\n.tif"):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes((folder / "a.tif").read_bytes())
     code, out, err = call(monkeypatch, capsys, "archive", folder, output, "--model", make_model(levels=2), "--cluster", "serial")
     rows = summary_of(output)
