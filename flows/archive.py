@@ -26,6 +26,7 @@ from flows.archive_run import (
     open_purse,
     segment_image,
 )
+from flows.claims import flow_claim
 from flows.clusters import Workers
 from flows.options import prices_of
 from flows.printing import visible
@@ -131,11 +132,12 @@ def segment_images(name: str, numbers: list[int], board: Board, scheduler: str |
     Prefect walks through all parameters of each task run, dataclasses and their fields included, but not through a board.
     """
     logger = get_run_logger()
+    claim = flow_claim(runtime.flow_run.id, logger.info)
     wrong: list[str] = []
     complete = 0
     for number in numbers:
         try:
-            row = segment_image(board.archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+            row = segment_image(board.archive.jobs[number], board.row(number), scheduler, cluster, workers, board, claim)
             board.put(number, row)
         except StoppedError:
             return Cancelled(message=STOPPED)

@@ -58,13 +58,14 @@ def _show_only(job: ArchiveJob, options: RunOptions, at_once: int | None) -> int
 
 def _run_plain(job: ArchiveJob, options: RunOptions, at_once: int | None) -> ArchiveSummary:
     from flows.archive_run import check_archive, segment_archive_on_cluster
+    from flows.claims import terminal_claim
     from flows.progress import terminal_progress
 
     found = check_archive(job, options.cluster, options.workers, at_once, _looking)
     show, close = terminal_progress()
     try:
-        budget = options.prices()[0]
-        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell, budget)
+        budget, claim = options.prices()[0], terminal_claim()
+        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell, budget, claim)
     finally:
         close()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flows.clusters import Workers, check_cluster, check_reachable, open_cluster
 from flows.dispatch import ClusterLostError, run_units
 from flows.progress import Progress, Snapshot
-from flows.run import gpu_count, plan_job, run_stages, take_up
+from flows.run import Prepared, gpu_count, plan_job, run_stages, taken_up
 from unet_core.agenda import Agenda, UnitId
 from unet_core.archives.job import ArchiveJob
 from unet_core.archives.listing import Item
@@ -29,11 +29,14 @@ from unet_core.archives.summary import (
 from unet_core.budget import Capped, Purse
 from unet_core.errors import JobError, UnetCoreError
 from unet_core.job import SegmentationJob
+from unet_core.lease import Claim, check_free
 from unet_core.ledger import Record, find_plan
 from unet_core.memory import GIB
 from unet_core.outcome import take_over
+from unet_core.places import check_writable
 from unet_core.predict import resolve_device
 from unet_core.prices import Budget
+from unet_core.segment import RunSummary
 from unet_core.spending import every_record
 from unet_core.store import open_store
 from unet_core.tally import Tally
@@ -210,7 +213,13 @@ def images_at_once(cluster: str, at_once: int | None) -> int:
 
 
 def segment_image(
-    job: SegmentationJob, row: ImageRow, scheduler: str | None, cluster: str, workers: Workers, board: Board
+    job: SegmentationJob,
+    row: ImageRow,
+    scheduler: str | None,
+    cluster: str,
+    workers: Workers,
+    board: Board,
+    claim: Claim | None = None,
 ) -> ImageRow:
     """Plan, compute and audit one image on workers that are there; its row, whatever went wrong.
 
@@ -221,36 +230,27 @@ def segment_image(
         cluster: that the scheduler belongs to.
         workers: likewise.
         board: of the archive.
+        claim: how to ask for the output, which no other run may write meanwhile.
 
     Raises:
         StoppedError: if the archive is to end.
         ClusterLostError: if the scheduler went away.
     """
-    began = time.perf_counter()
+    began, claim = time.perf_counter(), claim or Claim()
     try:
+        check_writable(job.output)
+        check_free(job.output, claim)
         with _PLANNING:
             if board.stopping.is_set():
                 raise StoppedError("stopped")
             if board.is_spent:
                 return row
             planned = plan_job(job, cluster, workers)
-        found = take_over(planned, job.output)
+        found = take_over(planned, job.output, claim)
         if found is not None:
             return finished_row(row, found)
-        prepared = take_up(planned, job.output)
-        board.expect(prepared.total)
-
-        def run_all(address: str | None, agenda: Agenda, computed: Tally) -> None:
-            def note(record: Record) -> None:
-                computed.add(record)
-                board.add(prepared.output, record)
-
-            units = Capped(_Stoppable(agenda, board.stopping), board.purse, prepared.output)
-            run_units(address, prepared.output, prepared.request.key, units, note, computed.fail)
-            if board.stopping.is_set():
-                raise StoppedError("stopped")
-
-        summary = run_stages(prepared, scheduler or "serial", workers, run_all, board.purse)
+        with taken_up(planned, job.output, claim) as prepared:
+            summary = _segment_prepared(prepared, scheduler, workers, board)
     except Exception as error:  # whatever is wrong with one image, the others go on
         if board.stopping.is_set():
             raise StoppedError("stopped") from error
@@ -258,6 +258,22 @@ def segment_image(
             raise
         return failed_row(row, error)
     return computed_row(row, summary, time.perf_counter() - began)
+
+
+def _segment_prepared(prepared: Prepared, scheduler: str | None, workers: Workers, board: Board) -> RunSummary:
+    board.expect(prepared.total)
+
+    def run_all(address: str | None, agenda: Agenda, computed: Tally) -> None:
+        def note(record: Record) -> None:
+            computed.add(record)
+            board.add(prepared.output, record)
+
+        units = Capped(_Stoppable(agenda, board.stopping), board.purse, prepared.output)
+        run_units(address, prepared.output, prepared.request.key, units, note, computed.fail)
+        if board.stopping.is_set():
+            raise StoppedError("stopped")
+
+    return run_stages(prepared, scheduler or "serial", workers, run_all, board.purse)
 
 
 @contextmanager
@@ -287,6 +303,7 @@ def segment_archive_on_cluster(
     show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
     told: Callable[[ImageRow], None] = lambda row: None,
     budget: Budget | None = None,
+    claim: Claim | None = None,
 ) -> ArchiveSummary:
     """Segment what an archive still lacks; Prefect is not imported.
 
@@ -298,12 +315,13 @@ def segment_archive_on_cluster(
         show: called with the progress, at most once a second.
         told: called with the row of each image that ended.
         budget: that all results together may take, earlier runs included.
+        claim: how to ask for the output of each image.
     """
     board = Board(archive, show, open_purse(archive, budget))
     count = images_at_once(cluster, at_once)
 
     def run(number: int, scheduler: str | None) -> None:
-        row = segment_image(archive.jobs[number], board.row(number), scheduler, cluster, workers, board)
+        row = segment_image(archive.jobs[number], board.row(number), scheduler, cluster, workers, board, claim)
         board.put(number, row)
         told(row)
 

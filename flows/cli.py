@@ -95,12 +95,13 @@ def segment(image: str, output: str, options: RunOptions) -> int:
 
 
 def _run_plain(job: Any, cluster: str, workers: int | str, budget: Budget | None) -> dict[str, Any]:
+    from flows.claims import terminal_claim
     from flows.progress import terminal_progress
     from flows.run import segment_on_cluster
 
     show, close = terminal_progress()
     try:
-        return segment_on_cluster(job, cluster, workers, show, budget).as_json()
+        return segment_on_cluster(job, cluster, workers, show, budget, terminal_claim()).as_json()
     finally:
         close()
 
@@ -113,13 +114,14 @@ def _run_flow(
     price: str | None = None,
     ephemeral_home: Path | None = None,
 ) -> dict[str, Any]:
+    from flows.claims import terminal_claim
     from flows.prefect_server import check_prefect, start_ephemeral
     from flows.run import check_job
 
     api_url = settings.prefect_api_url()
     if api_url is not None:
         check_prefect(api_url)
-    check_job(job, cluster, workers)  # bad input is told in one line, before a server starts
+    check_job(job, cluster, workers, terminal_claim())  # bad input is told in one line, before a server starts
     if api_url is None and ephemeral_home is not None:
         settings.use_ephemeral_prefect(ephemeral_home)
     settings.apply_defaults()
@@ -191,14 +193,19 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
         if json:
             print_json(states)
         return 0
+    from unet_core.lease import find_holder
     from unet_core.segment import read_status
+    from unet_core.store import open_store
 
     found = read_status(output)
     print(f"{found.state}: {output} (plan {found.plan[:12]}, model {found.model})")
     for name, (done, wanted) in found.stages.items():
         print(f"  {name}: {done} of {wanted} units")
+    holder = find_holder(open_store(output))
+    if holder is not None:
+        print(f"  held by {visible(holder.sentence())}")
     if json:
-        print_json(asdict(found))
+        print_json(asdict(found) | {"holder": holder and holder.model_dump(mode="json", by_alias=True)})
     return 0
 
 

@@ -36,11 +36,12 @@ def plan(
         measure: Segment a few blocks, 8 unless told, for a minute at most, beside the output, remove them, and tell what the whole would take:
             time, worker hours, memory, disk, and money if there is a --price.
     """
+    from flows.claims import terminal_claim
     from flows.run import check_job
 
     began = time.perf_counter()
     job, (budget, price) = options.job(image, output), options.prices()
-    planned = check_job(job, options.cluster, options.workers)
+    planned = check_job(job, options.cluster, options.workers, terminal_claim())
     facts, said = planned.facts(), None
     if measure is not None:
         from flows.trial_run import try_blocks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from unet_core.agenda import Agenda
 from unet_core.budget import Capped, Purse
 from unet_core.errors import MemoryBudgetError
 from unet_core.job import SegmentationJob
+from unet_core.lease import Claim, HeldLease, check_free, hold
 from unet_core.ledger import Record, Request
 from unet_core.packing import Packer
 from unet_core.places import check_writable
@@ -38,6 +40,7 @@ class Prepared:
     planned: Planned
     request: Request
     output: str
+    lease: HeldLease
     remaining: dict[str, NDArray[np.int64]]
 
     @property
@@ -45,13 +48,15 @@ class Prepared:
         return sum(len(indices) for indices in self.remaining.values())
 
 
-def check_job(job: SegmentationJob, cluster: str, workers: Workers) -> Planned:
+def check_job(job: SegmentationJob, cluster: str, workers: Workers, claim: Claim | None = None) -> Planned:
     """Plan the job and refuse what cannot work, an unreachable cluster included; nothing is written.
 
     Raises:
         InputError: in one of its kinds.
     """
     check_cluster(cluster, workers)
+    check_writable(job.output)
+    check_free(job.output, claim)
     planned = plan_job(job, cluster, workers)
     check_reachable(cluster)
     return planned
@@ -83,17 +88,30 @@ def check_memory(planned: Planned, cluster: str, workers: Workers) -> None:
         )
 
 
-def prepare_run(job: SegmentationJob, cluster: str, workers: Workers) -> Prepared:
-    """Plan the job, refuse what cannot work, create or take up the output."""
-    return take_up(check_job(job, cluster, workers), job.output)
+@contextmanager
+def prepared_run(job: SegmentationJob, cluster: str, workers: Workers, claim: Claim | None = None) -> Iterator[Prepared]:
+    """Plan the job, refuse what cannot work, create or take up the output, and hold it while the context lasts.
+
+    Raises:
+        InputError: in one of its kinds, if the job cannot be run as asked, or another run holds the output.
+    """
+    claim = claim or Claim()
+    with taken_up(check_job(job, cluster, workers, claim), job.output, claim) as prepared:
+        yield prepared
 
 
-def take_up(planned: Planned, output: str) -> Prepared:
-    """Create the output of a plan, or take it up."""
-    request = prepare(planned, output)
+@contextmanager
+def taken_up(planned: Planned, output: str, claim: Claim | None = None) -> Iterator[Prepared]:
+    """The same for a plan that was made."""
+    with hold(output, claim) as lease:
+        yield _take_up(planned, output, lease)
+
+
+def _take_up(planned: Planned, output: str, lease: HeldLease) -> Prepared:
+    request = prepare(planned, output, lease.generation)
     store = open_store(output)
     remaining = {stage.name: remaining_units(store, planned.plan, request, stage) for stage in planned.plan.stages}
-    return Prepared(planned, request, absolute(output), remaining)
+    return Prepared(planned, request, absolute(output), lease, remaining)
 
 
 def gpu_count(device: str) -> int:
@@ -125,10 +143,10 @@ def run_stages(prepared: Prepared, cluster: str, workers: Workers, run_units: Ru
     if prepared.total and not (purse and purse.is_stopped):
         plan, gpus = prepared.planned.plan, gpu_count(prepared.request.device)
         with (
-            Packer(open_store(prepared.output), plan.id, prepared.remaining) as packer,
+            Packer(open_store(prepared.output), plan.id, prepared.remaining, prepared.request.generation) as packer,
             open_cluster(cluster, workers, gpus, prepared.planned.memory_bytes) as scheduler,
         ):
-            run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed), computed)
+            run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed, prepared.lease.check), computed)
         computed.notes += packer.problems
     held_back = purse.sentence() if purse and purse.is_stopped else ""
     return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began, held_back)
@@ -140,6 +158,7 @@ def segment_on_cluster(
     workers: Workers = 2,
     show: Callable[[Snapshot], None] = lambda snapshot: None,
     budget: Budget | None = None,
+    claim: Claim | None = None,
 ) -> RunSummary:
     """Segment an image on dask workers; Prefect is not imported.
 
@@ -149,8 +168,15 @@ def segment_on_cluster(
         workers: processes that are started: a number, or "FEWEST..MOST".
         show: called with the progress, at most once a second.
         budget: that the output may take, earlier runs included; the run ends ``partial`` before it would be passed.
+        claim: how to ask for the output, which no other run may write meanwhile.
     """
-    prepared = prepare_run(job, cluster, workers)
+    with prepared_run(job, cluster, workers, claim) as prepared:
+        return _segment(prepared, cluster, workers, show, budget)
+
+
+def _segment(
+    prepared: Prepared, cluster: str, workers: Workers, show: Callable[[Snapshot], None], budget: Budget | None
+) -> RunSummary:
     purse = open_purse(prepared, budget)
     progress = Progress(prepared.total, show)
 

@@ -15,11 +15,12 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.claims import flow_claim
 from flows.clusters import Workers
 from flows.dispatch import run_units
 from flows.options import prices_of
 from flows.progress import Progress, Snapshot
-from flows.run import open_purse, prepare_run, run_stages
+from flows.run import Prepared, open_purse, prepared_run, run_stages
 from unet_core.agenda import Agenda, Batch
 from unet_core.budget import Capped, Purse
 from unet_core.errors import UnetCoreError
@@ -77,8 +78,12 @@ def segment_volume(
     """
     logger = get_run_logger()
     limit = prices_of(budget or None, price or None)[0]
-    prepared = prepare_run(job, cluster, workers)
-    purse = open_purse(prepared, limit)
+    with prepared_run(job, cluster, workers, flow_claim(runtime.flow_run.id, logger.info)) as prepared:
+        return _segment_prepared(prepared, job, cluster, workers, open_purse(prepared, limit))
+
+
+def _segment_prepared(prepared: Prepared, job: SegmentationJob, cluster: str, workers: Workers, purse: Purse | None) -> dict:
+    logger = get_run_logger()
     plan = prepared.planned.plan
     logger.info(
         "plan %s: %s blocks of %s voxels, %s units left to do",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NARROWEST_TERMINAL = 40
+SHORTEST_LEASE, LONGEST_LEASE = 0.3, 3600.0  # seconds
 
 # Set before Prefect or dask are imported; what the user has set stays.
 _DEFAULTS = {
@@ -65,6 +66,26 @@ def use_ephemeral_prefect(home: Path) -> None:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def lease_seconds() -> float | None:
+    """After how many seconds without a sign of life a run counts as dead, from UNET_LEASE_SECONDS; None where that is not set.
+
+    Raises:
+        JobError: if it is no such number.
+    """
+    text = os.environ.get("UNET_LEASE_SECONDS")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
+        from unet_core.errors import JobError
+
+        raise JobError(f"UNET_LEASE_SECONDS is '{text[:60]}'; give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds.")
+    return seconds
 
 
 def widen_terminal() -> None:

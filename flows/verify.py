@@ -8,9 +8,10 @@ from flows import settings
 
 settings.apply_defaults()  # Prefect reads the environment when it is imported
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
+from flows.claims import flow_claim
 from unet_core.errors import LedgerError
 from unet_core.verify import verify
 from unet_core.wording import counted
@@ -35,7 +36,7 @@ def verify_output(output: str, repair: bool = False) -> dict:
     def show(done: int, total: int) -> None:
         update_progress_artifact(artifact, 100 * done / total, description=f"{done} of {total} units read")
 
-    found = verify(output, repair, show)
+    found = verify(output, repair, show, flow_claim(runtime.flow_run.id, get_run_logger().info))
     if found.faults:
         rows = [{"fault": text} for text in found.faults[:_LISTED]]
         create_table_artifact(rows, key="verification-faults", description=f"{counted(len(found.faults), 'fault')} of {output}")

@@ -20,10 +20,11 @@ def verify(output: str, *, repair: Flag = False, json: Flag = False, debug: Flag
     """
     from dataclasses import asdict
 
+    from flows.claims import terminal_claim
     from flows.progress import terminal_count
     from unet_core.verify import verify as look
 
-    found = look(output, repair, terminal_count("reading", "units"))
+    found = look(output, repair, terminal_count("reading", "units"), terminal_claim())
     done, wanted = found.units
     print(f"{found.state}: {output}")
     print(f"  {done} of {wanted} units, {found.objects:,} objects, {found.size_bytes / 2**20:,.1f} MiB read")

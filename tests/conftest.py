@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +109,25 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def bucket(endpoint: str) -> str:
     return "s3://bucket"
+
+
+@pytest.fixture
+def serial_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, of a server that does one request after the other.
+
+    moto looks whether an object exists, then writes it, with no lock around both: of 50 pairs of puts at once that ask for a new
+    object, one or two are both told that they got it, which no real server does.
+    """
+    from moto.s3.responses import S3Response
+
+    lock, put = threading.Lock(), S3Response.put_object
+
+    def put_alone(*arguments: Any, **options: Any) -> Any:
+        with lock:
+            return put(*arguments, **options)
+
+    monkeypatch.setattr(S3Response, "put_object", put_alone)
+    return bucket
 
 
 def textured(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:

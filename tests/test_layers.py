@@ -15,6 +15,7 @@ WITHOUT_TORCH = (
     "job",
     "plan",
     "ledger",
+    "lease",
     "output",
     "normalisation",
     "pictures",

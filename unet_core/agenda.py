@@ -75,6 +75,7 @@ class Agenda:
         stages: of the plan.
         remaining: units left to do by the name of their stage, in the order in which they are to be done.
         on_committed: told of each unit that is, in the thread that says so.
+        check: called before anything is handed out; raises if the run is to end.
 
     Example:
         >>> from unet_core.stages import stages_of
@@ -91,8 +92,9 @@ class Agenda:
         stages: Sequence[Stage],
         remaining: Mapping[str, Iterable[int]],
         on_committed: Callable[[str, int], None] = lambda stage, index: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._on_committed = on_committed
+        self._on_committed, self._check = on_committed, check
         self._stages = {stage.name: stage for stage in stages}
         self._number = {stage.name: number for number, stage in enumerate(stages)}
         self._sources = {stage.name: _sources(stages, stage) for stage in stages}
@@ -105,6 +107,7 @@ class Agenda:
         self._lock = Lock()
 
     def take(self) -> UnitId | None:
+        self._check()
         with self._lock:
             return self._next_unlocked() or self._next_in_line()
 
@@ -131,6 +134,7 @@ class Agenda:
         Args:
             most: units of a stage, by its name, that a batch may take from the line.
         """
+        self._check()
         with self._lock:
             if not self._lines:
                 return None
@@ -142,6 +146,7 @@ class Agenda:
 
     def take_unlocked(self) -> UnitId | None:
         """A unit that became ready since its sources are committed, if there is one."""
+        self._check()
         with self._lock:
             return self._next_unlocked()
 

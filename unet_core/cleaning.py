@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unet_core import ledger
-from unet_core.errors import JobError, UnetCoreError
+from unet_core.errors import JobError, LeaseHeldError, UnetCoreError
+from unet_core.lease import find_holder
 from unet_core.output import documents
 from unet_core.outputs import find_outputs
 from unet_core.plan import Plan
@@ -161,7 +162,7 @@ def _partial(url: str, older_days: float) -> Leftover | None:
     """An output that is not complete and was left alone for so long.
 
     Raises:
-        InputError: if it cannot be read, or holds symbolic links.
+        InputError: if it cannot be read, holds symbolic links, or a run is at work in it.
     """
     store = open_store(url)
     plan, request = ledger.read_plan(store), ledger.find_request(store)
@@ -176,6 +177,9 @@ def _partial(url: str, older_days: float) -> Leftover | None:
         tuple(entry.key for entry in entries if entry.key not in own),
     )
     newest = max((entry.modified for entry in entries), default=0.0)
+    holder = find_holder(store)
+    if holder is not None and newest > time.time() - LEFTOVER_SECONDS:
+        raise LeaseHeldError(f"it is held by {holder.sentence()}")
     return found if newest <= time.time() - older_days * DAY else None
 
 

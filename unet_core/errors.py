@@ -10,6 +10,8 @@ UnetCoreError
 │   ├── FootprintError      a network whose result would depend on how the image is cut
 │   ├── MemoryBudgetError   the plan needs more memory than there is
 │   └── ResumeError         the output belongs to another plan, or to nobody we know
+│       └── LeaseHeldError      another run holds the output now
+├── LeaseLostError      another run has taken over the output from this one
 ├── LedgerError         what is stored is not what the ledger says
 ├── GroupError          the ranks of a training cannot reach each other
 └── BlockError          one block failed while it was computed (exit code 1)
@@ -54,6 +56,14 @@ class MemoryBudgetError(InputError):
 
 class ResumeError(InputError):
     """An output exists that this job must not continue; the message names the field that differs."""
+
+
+class LeaseHeldError(ResumeError):
+    """Another run that is alive holds the output; the message names it."""
+
+
+class LeaseLostError(UnetCoreError):
+    """Another run has taken over the output from this one; the message names it."""
 
 
 class LedgerError(UnetCoreError):

@@ -4,6 +4,7 @@
 .unet/request.json   which blocks are wanted, and where image and model lie
 .unet/ledger/STAGE/INDEX.json, and packs of many records (see ``record_packs``)
 .unet/complete.json  written by the audit alone
+.unet/lease/         which run holds the output, see unet_core.lease
 .unet/report.html    a page about the result, of a run that makes one
 """
 

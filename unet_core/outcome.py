@@ -9,6 +9,7 @@ import numpy as np
 from unet_core import ledger
 from unet_core.completion import Completion, find_completion, write_completion
 from unet_core.instances import read_joined
+from unet_core.lease import Claim, hold
 from unet_core.ledger import Request
 from unet_core.plan import Plan
 from unet_core.resume import grown, is_finished, wanted_records
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from unet_core.planning import Planned
 
 
-def take_over(planned: Planned, output_url: str) -> Completion | None:
+def take_over(planned: Planned, output_url: str, claim: Claim | None = None) -> Completion | None:
     """What an output holds that is complete already for all that a plan wants, as it was audited; None if something is left to do.
 
     The mark is written anew where another job of the same plan left it, so that the next one need not be planned.
+
+    Raises:
+        LeaseHeldError: if another run holds the output, and the mark is to be written.
     """
     store, plan = open_store(output_url), planned.plan
     if planned.attachment or not is_finished(planned, output_url):
@@ -31,14 +35,17 @@ def take_over(planned: Planned, output_url: str) -> Completion | None:
     found = find_completion(store, request)
     if found is None or planned.asked is None or found.asked == planned.asked.job:
         return found
-    request = grown(request, planned.request)
-    store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))  # wants the same, and may name another owner
     stored = Tally()
     for record in wanted_records(store, plan, request, plan.stages[0]):
         stored.add(record)
     counts, instances = label_voxels(plan, stored), count_instances(store, plan, request)
-    again = mark_of(planned, request, found.units, counts, instances)
-    write_completion(store, again)
+    with hold(output_url, claim) as lease:
+        if find_completion(store, request) != found:  # it was taken back meanwhile
+            return None
+        request = grown(request, planned.request).model_copy(update={"generation": lease.generation})
+        store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))  # wants the same, and may name another owner
+        again = mark_of(planned, request, found.units, counts, instances)
+        write_completion(store, again)
     return again
 
 

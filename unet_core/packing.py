@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core.errors import UnetCoreError
+from unet_core.lease import fence
 from unet_core.record_packs import UNITS, pack_records
 from unet_core.record_reading import listed_records
 from unet_core.store import Store
@@ -46,10 +47,11 @@ class Packer:
         store: of the output.
         plan_id: of its plan.
         remaining: units that the run is to do, by stage, ascending.
+        generation: of the lease under which it holds the output; without it no more is packed.
     """
 
-    def __init__(self, store: Store, plan_id: str, remaining: Mapping[str, NDArray[np.int64]]) -> None:
-        self._store, self._plan_id = store, plan_id
+    def __init__(self, store: Store, plan_id: str, remaining: Mapping[str, NDArray[np.int64]], generation: int = 0) -> None:
+        self._store, self._plan_id, self._generation = store, plan_id, generation
         self._remaining = {stage: numbers for stage, numbers in remaining.items() if len(numbers) >= LEAST_OF_STAGE}
         self._left = {stage: np.bincount(numbers // UNITS) for stage, numbers in self._remaining.items()}
         self._due: SimpleQueue[tuple[str, int] | None] = SimpleQueue()
@@ -88,6 +90,7 @@ class Packer:
             if stop - first < LEAST_OF_PACK:
                 continue
             try:
+                fence(self._store, self._generation)
                 pack_records(self._store, self._plan_id, stage, number, remaining[first:stop].tolist())
             except (UnetCoreError, OSError) as error:
                 self.problems.append(f"Records were not packed ({error}); all are there, and the next run packs them.")

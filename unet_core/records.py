@@ -63,7 +63,13 @@ class MaskRecord(_Record):
         return f"{self.skipped} blocks skipped {where.get(self.kind, f'where mask {self.source} is 0')}"
 
 
-_OPTIONAL = ("further_models", "masks", "owner", "project")  # of a request: left out of its JSON where there is nothing to say
+_OPTIONAL = (
+    "further_models",
+    "masks",
+    "owner",
+    "project",
+    "generation",
+)  # of a request: left out of its JSON where there is nothing to say
 
 
 class Request(_Record):
@@ -80,6 +86,7 @@ class Request(_Record):
         masks: that left out the other blocks, of this run and of those before it; written only if there are any.
         owner: whose the run is, as the last one that said it did; written only if somebody did.
         project: likewise.
+        generation: of the lease under which the run that wrote this holds the output; 0, and not written, without one.
     """
 
     schema_number: int = Field(default=SCHEMA, alias="schema")
@@ -93,6 +100,7 @@ class Request(_Record):
     masks: tuple[MaskRecord, ...] = ()
     owner: str | None = None
     project: str | None = None
+    generation: int = 0
 
     @pydantic.model_serializer(mode="wrap")
     def _without_defaults(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

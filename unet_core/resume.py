@@ -14,6 +14,7 @@ from unet_core import ledger, output
 from unet_core.changed_options import changed_option
 from unet_core.errors import JobError, ResumeError
 from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
+from unet_core.lease import fence
 from unet_core.ledger import Record, Request
 from unet_core.packing import pack_stage
 from unet_core.places import check_size, check_writable
@@ -69,11 +70,15 @@ def is_finished(planned: Planned, output_url: str) -> bool:
     return earlier is not None and ledger.is_complete(store, earlier) and grown(earlier, planned.request).id == earlier.id
 
 
-def prepare(planned: Planned, output_url: str) -> Request:
+def prepare(planned: Planned, output_url: str, generation: int = 0) -> Request:
     """Create the output, or take up the one that this plan began; the request that now holds.
+
+    Args:
+        generation: of the lease under which the caller holds the output; 0 without one.
 
     Raises:
         ResumeError: if the output holds something else.
+        LeaseLostError: if another run has taken it over.
     """
     store = open_store(output_url)
     if planned.attachment:
@@ -83,10 +88,13 @@ def prepare(planned: Planned, output_url: str) -> Request:
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
         store.delete_leftovers()
         request = grown(ledger.find_request(store) or _lost(store, planned), planned.request)
+        request = request.model_copy(update={"generation": generation})
+        fence(store, generation)
         if not ledger.is_complete(store, request):
             store.delete(ledger.COMPLETE_KEY)
             store.delete(ledger.REPORT_KEY)  # it would tell of an earlier state
         output.create_output(store, planned.plan)
+        fence(store, generation)
         store.put(ledger.REQUEST_KEY, ledger.to_bytes(request))
         for stage in planned.plan.stages:
             pack_stage(store, planned.plan.id, stage.name)

@@ -20,6 +20,7 @@ from unet_core.audit import audit, read_back, records_of, withdraw_damaged
 from unet_core.completion import write_completion
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.job import SegmentationJob
+from unet_core.lease import Claim, HeldLease, check_free, fence, hold
 from unet_core.ledger import Record, Request
 from unet_core.measure import TABLE_KEY
 from unet_core.outcome import count_instances, label_voxels, mark_of
@@ -123,7 +124,7 @@ def plan_run(job: SegmentationJob) -> Plan:
     return resolve(job).plan
 
 
-def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None) -> RunSummary:
+def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None, claim: Claim | None = None) -> RunSummary:
     """Segment an image in this process, its blocks in their order, each coarser one as soon as those under it are there: the reference
     for every other way of running.
 
@@ -132,6 +133,7 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     Args:
         job: image, model, output and options.
         on_record: called after each committed unit.
+        claim: how to ask for the output, which no other run may write meanwhile.
 
     Returns:
         Summary with status ``complete``, or ``partial`` if blocks failed.
@@ -141,13 +143,23 @@ def run(job: SegmentationJob, on_record: Callable[[Record], None] | None = None)
     """
     began = time.perf_counter()
     check_writable(job.output)
+    claim = claim or Claim()
+    check_free(job.output, claim)
     planned = resolve(job)
-    request = prepare(planned, job.output)
+    check_output(planned, job.output)
+    with hold(job.output, claim) as lease:
+        return _run(planned, job, lease, on_record, began)
+
+
+def _run(
+    planned: Planned, job: SegmentationJob, lease: HeldLease, on_record: Callable[[Record], None] | None, began: float
+) -> RunSummary:
+    request = prepare(planned, job.output, lease.generation)
     store = open_store(job.output)
     computed, plan = Tally(), planned.plan
     remaining = {stage.name: remaining_units(store, plan, request, stage) for stage in plan.stages}
-    with Packer(store, plan.id, remaining) as packer:
-        for outcome in run_ready(job.output, request.key, Agenda(plan.stages, remaining, packer.committed)):
+    with Packer(store, plan.id, remaining, request.generation) as packer:
+        for outcome in run_ready(job.output, request.key, Agenda(plan.stages, remaining, packer.committed, lease.check)):
             if isinstance(outcome, BlockError):
                 computed.fail(str(outcome))
                 continue
@@ -171,8 +183,10 @@ def finish(
     Raises:
         LedgerError: if the ledger and the stored objects disagree although nothing failed; what is damaged then counts as
             not done, and the next run computes it again.
+        LeaseLostError: if another run has taken over the output.
     """
     plan, store = planned.plan, open_store(output_url)
+    fence(store, request.generation)
     store.delete(ledger.COMPLETE_KEY)
     store.delete_leftovers()  # of workers that were killed and replaced while this run went on
     records, instances, failures = records_of(store, plan, request), None, replace(computed, failures=[*computed.failures])
@@ -187,6 +201,7 @@ def finish(
     else:
         stored = audit(store, plan, request, records, withdraw=True)
         instances = count_instances(store, plan, request)
+        fence(store, request.generation)  # the audit took its time
         write_completion(store, mark_of(planned, request, stored.total, label_voxels(plan, stored), instances))
     counts = label_voxels(plan, stored)
     attached: list[str] = []

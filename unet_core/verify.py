@@ -6,10 +6,13 @@ Reads everything; ``unet status`` asks the ledger alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from unet_core import ledger, output
 from unet_core.audit import made_from_all, read_back, records_of, withdraw_damaged
+from unet_core.lease import Claim, hold
+from unet_core.ledger import Request
 from unet_core.places import check_location, check_writable
 from unet_core.plan import Plan
 from unet_core.resume import wanted_numbers
@@ -40,7 +43,12 @@ class Verification:
     again: list[str]
 
 
-def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+def verify(
+    url: str,
+    repair: bool = False,
+    show: Callable[[int, int], None] = lambda done, total: None,
+    claim: Claim | None = None,
+) -> Verification:
     """Hash every stored object and compare it with its record; find what is missing.
 
     Args:
@@ -48,15 +56,21 @@ def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = la
         repair: take back the records of what is damaged and of all that was made from it, and write the metadata anew, so that the next
             run of the same command computes these units and no others.
         show: is told how many records were read, of how many.
+        claim: how a repair asks for the output, which no run may write meanwhile.
 
     Raises:
-        ResumeError: if it is not an output of this program.
+        ResumeError: if it is not an output of this program, or is to be repaired while a run holds it.
     """
     check_location("output", url)
     store = open_store(url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
     if repair:
         check_writable(url)
+    with hold(url, claim) if repair else nullcontext():
+        return _verify(store, plan, request, repair, show)
+
+
+def _verify(store: Store, plan: Plan, request: Request, repair: bool, show: Callable[[int, int], None]) -> Verification:
     wanted = sum(len(wanted_numbers(plan, request, stage)) for stage in plan.stages)
     found = read_back(store, plan, request, records_of(store, plan, request), lambda done: show(done, wanted))
     done = found.tally.total
@@ -72,7 +86,7 @@ def verify(url: str, repair: bool = False, show: Callable[[int, int], None] = la
         withdraw_damaged(store, plan, found.damaged)
     finished = is_marked and done == wanted
     return Verification(
-        url=url,
+        url=store.url,
         state="damaged" if faults else "intact" if finished else "unfinished",
         units=(done - len(again), wanted),
         objects=found.tally.objects,

@@ -23,6 +23,7 @@ from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
 from unet_core.errors import BlockError, ResumeError, UnetCoreError
 from unet_core.geometry import BlockGrid, Box, Shape
+from unet_core.lease import fence
 from unet_core.ledger import Record, Request
 from unet_core.model_package import load_model
 from unet_core.passes import Pass, read_box_of
@@ -299,6 +300,8 @@ def _commit(unit: Unit) -> Record:
         for image, array in zip(images, unit.values, strict=True)
     )
     unit.clock.stop("encode")
+    if stage.kind != "segment":  # whose bytes follow from the plan, whoever computes them; the others also from what is wanted
+        fence(worker.store, worker.request.generation)
     objects = ledger.commit(worker.store, shards)
     unit.clock.stop("write")
     labels: dict[str, int] = {}
@@ -312,6 +315,7 @@ def _commit(unit: Unit) -> Record:
         request=worker.request.id,
         stage=stage.name,
         index=index,
+        generation=worker.request.generation,
         objects=objects,
         voxels=stage.grid.block(index).voxel_count,
         label_voxels=labels,

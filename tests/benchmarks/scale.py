@@ -171,14 +171,14 @@ def make_job(folder: Path, output: str) -> Any:
 
 def start(folder: Path) -> Figures:
     """From the job to the first block of a million; call it in a process of its own, of which the peak memory is told."""
-    from flows.run import prepare_run
+    from flows.run import prepared_run
     from unet_core.agenda import Agenda
 
     job = make_job(folder, str(folder / "fresh"))
     before, began = peak_bytes(), time.perf_counter()
     cpu = time.process_time()
-    prepared = prepare_run(job, "serial", 1)
-    first = Agenda(prepared.planned.plan.stages, prepared.remaining).take()
+    with prepared_run(job, "serial", 1) as prepared:
+        first = Agenda(prepared.planned.plan.stages, prepared.remaining).take()
     assert first == ("segment", 0)
     return {
         "units": prepared.total,
@@ -235,21 +235,21 @@ def generate(folder: Path, output: str) -> Figures:
 
 def resume(folder: Path, output: str) -> Figures:
     """Take such an output up, and then read every record as the audit does; in a process of its own."""
-    from flows.run import prepare_run
+    from flows.run import prepared_run
     from unet_core.audit import records_of
     from unet_core.store import open_store
     from unet_core.tally import Tally
 
     job, began = make_job(folder, output), time.perf_counter()
     cpu = time.process_time()
-    prepared = prepare_run(job, "serial", 1)
-    found = {
-        "output": output.partition("://")[0] if "://" in output else "local",
-        "remaining": prepared.total,
-        "resume_seconds": round(time.perf_counter() - began, 2),
-        "resume_cpu_seconds": round(time.process_time() - cpu, 2),
-        "resume_peak_mib": round(peak_bytes() / 2**20, 1),
-    }
+    with prepared_run(job, "serial", 1) as prepared:
+        found = {
+            "output": output.partition("://")[0] if "://" in output else "local",
+            "remaining": prepared.total,
+            "resume_seconds": round(time.perf_counter() - began, 2),
+            "resume_cpu_seconds": round(time.process_time() - cpu, 2),
+            "resume_peak_mib": round(peak_bytes() / 2**20, 1),
+        }
     began, tally = time.perf_counter(), Tally()
     for record in records_of(open_store(output), prepared.planned.plan, prepared.request):
         tally.add(record)
