@@ -127,3 +127,29 @@ def test_a_tally_counts_all_and_keeps_few() -> None:
     one.merge(other)
     assert (one.failed, len(one.failures), one.failures[-1]) == (2 * MOST_TOLD, MOST_TOLD, f"block {MOST_TOLD - 1}")
     assert (one.total, one.voxels["segment"], one.work_seconds, one.hardware) == (MOST_TOLD, 4 * MOST_TOLD, MOST_TOLD, {"cpu"})
+
+
+def test_a_flow_run_has_few_task_runs_however_many_blocks() -> None:
+    """Its batches, two at a time as in the flow, of a run with all stages; the same number for any size above a few hundred blocks."""
+    from flows.segment import BATCH_COUNT, CONCURRENT_BATCHES, SMALLEST_BATCH
+
+    levels = [((200 >> level, 160 >> level), ((2, 2) if level else (1, 1))) for level in range(4)]
+    stages = stages_of(levels, (4, 4), has_instances=True, has_table=True)
+    counts = {stage.name: stage.grid.block_count for stage in stages}
+    agenda, running, batches, done = Agenda(stages, {name: range(count) for name, count in counts.items()}), list[Any](), 0, 0
+    while True:
+        while len(running) < CONCURRENT_BATCHES and (
+            batch := agenda.batch(lambda stage: max(SMALLEST_BATCH, -(-counts[stage] // BATCH_COUNT)))
+        ):
+            running.append(batch)
+            batches += 1
+        if not running:
+            break
+        for batch in list(running):
+            if unit := batch.take():
+                done += 1
+                batch.committed(*unit)
+            else:
+                running.remove(batch)
+    assert done == sum(counts.values()) > 8000
+    assert batches <= 3 * BATCH_COUNT
