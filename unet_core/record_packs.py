@@ -39,7 +39,7 @@ UNITS = 4096  # of a pack: what a worker opens to find one record, and what is w
 SLOTS = ("a", "b")
 WITHDRAWN = canonical_json({"schema": SCHEMA, "withdrawn": True})  # in the place of a record: what a pack says of it is void
 _ZSTD = {"level": 3, "checksum": True}
-_READERS = 8
+_READERS = 32  # most of them wait for an object store
 _KEPT = 8  # packs, of some MB, that a process keeps to look up single records
 
 

@@ -14,7 +14,7 @@ from unet_core.record_packs import UNITS, Pack, find_pack, pack_number
 from unet_core.records import LEDGER_FOLDER, Record, parse_record, record_key
 from unet_core.store import Store
 
-_READERS = 8
+_READERS = 32  # most of them wait for an object store
 _AT_ONCE = 512  # single records in memory while many are read
 
 
