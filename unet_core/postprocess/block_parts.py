@@ -46,6 +46,29 @@ class Slopes:
 
 
 @dataclass(frozen=True)
+class Bonds:
+    """Of parts that are fragments of tiles: what tells them from all others, and what the edges say that one block counts between two.
+
+    An edge lies between two voxels, see ``mutex``; every edge between two fragments is counted by one block.
+
+    Args:
+        keys: of each part, the first voxel of its whole fragment, as position in a scan of the volume.
+        one: of each bond, the part on one side.
+        other: on the other side.
+        count: how many edges there are.
+        touching: how many of them are between direct neighbours.
+        total: sum of all their affinities, in whole numbers.
+    """
+
+    keys: NDArray[np.uint64]
+    one: NDArray[np.uint32]
+    other: NDArray[np.uint32]
+    count: NDArray[np.uint32]
+    touching: NDArray[np.uint32]
+    total: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
 class BlockParts:
     """The parts of what a block sees, numbered from 1; arrays have one entry a part, unless told otherwise.
 
@@ -56,6 +79,7 @@ class BlockParts:
         before: part of each voxel that it shares with blocks before it, region after region; rows of (how many, part), 0 is none.
         after: with blocks after it.
         slopes: of parts that are hills.
+        bonds: of parts that are fragments; they are known by their keys, and no voxels are shared.
     """
 
     first: NDArray[np.uint64]
@@ -64,6 +88,7 @@ class BlockParts:
     before: NDArray[np.uint32]
     after: NDArray[np.uint32]
     slopes: Slopes | None = None
+    bonds: Bonds | None = None
 
 
 def seen_box(own: Box, shape: Shape) -> Box:
@@ -129,16 +154,32 @@ def describe_parts(labels: NDArray[np.uint8], parts: NDArray[np.uint32], own: Bo
         own: the block.
         shape: of the volume.
     """
-    runs = Runs.of(own_part(parts, own))
     count = int(parts.max(initial=0))
+    runs, first, size, value = own_parts(own_part(labels, own), own_part(parts, own), count, own, shape)
+    before, after = (_shared(parts, own, shape, after) for after in (False, True))
+    return runs, BlockParts(first, size, value, before, after)
+
+
+def own_parts(
+    labels: NDArray[np.uint8], parts: NDArray[np.uint32], count: int, own: Box, shape: Shape
+) -> tuple[Runs, NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]:
+    """The part of each voxel of a block, and ``first``, ``size`` and ``value`` of its parts 1, 2, .. ``count`` as in ``BlockParts``.
+
+    Args:
+        labels: of the block.
+        parts: of the block.
+        count: of all parts, also those that lie beyond it.
+        own: the block.
+        shape: of the volume.
+    """
+    runs = Runs.of(parts)
     first, size = runs.own_voxels(count, own, shape)
     found = _coordinates(first[size > 0], shape)
     value = np.zeros(count, dtype=np.uint8)
     value[size > 0] = labels[
         tuple((place - np.uint64(start)).astype(np.int64) for place, start in zip(found, own.start, strict=True))
     ]
-    before, after = (_shared(parts, own, shape, after) for after in (False, True))
-    return runs, BlockParts(first, size, value, before, after)
+    return runs, first, size, value
 
 
 def _coordinates(positions: NDArray[np.uint64], shape: Shape) -> list[NDArray[np.uint64]]:

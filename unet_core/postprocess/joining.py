@@ -1,6 +1,7 @@
 """Parts of all blocks put together to instances, one block after the other. Arrays only, no storage.
 
 shared voxels ----> parts that are one ----> hills that join the next (of a watershed) ----> size, class and id of each instance
+keys and bonds of fragments ----> one mutex watershed of their graph (of affinities) ----> likewise
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unet_core.geometry import BlockGrid, Shape
 from unet_core.postprocess.block_parts import NOWHERE, BlockParts, mark_of, shared_rows
+from unet_core.postprocess.bonding import bound
 from unet_core.postprocess.merging import ListedPasses, merge_low
 
 _NOTHING = np.zeros((0, 2), dtype=np.uint32)
@@ -69,7 +71,7 @@ class Joiner:
     def add(self, block: int, parts: BlockParts) -> None:
         """Take in the parts of a block."""
         own, shape, place = self._grid.block(block), self._grid.shape, self._grid.coordinates(block)
-        for after, rows in ((False, parts.before), (True, parts.after)):
+        for after, rows in ((False, parts.before), (True, parts.after)) if parts.bonds is None else ():
             for step, shared in shared_rows(rows, own, shape, after):
                 # A region belongs to the block that is after the other: that and the way to it tell which region it is.
                 key = (self._grid.index(tuple(map(add, place, step))) if after else block, step)
@@ -92,7 +94,8 @@ class Joiner:
         Args:
             min_voxels: smaller instances are left out.
         """
-        instance = self._merged(_connected(self._pairs, self._total))
+        bonds = [parts.bonds for parts in self._parts if parts.bonds is not None]
+        instance = bound(bonds) if bonds else self._merged(_connected(self._pairs, self._total))
         self._pairs = []
         count = int(instance.max(initial=-1)) + 1
         size, first = np.zeros(count, dtype=np.int64), np.full(count, NOWHERE, dtype=np.uint64)

@@ -2,7 +2,7 @@
 
 mask, or map ----> heights ----> hills of steepest ascent ----> hills that rise too little join the next one
 
-``unet segment --instances`` gives the same partition in blocks: ``blockwise_watershed``.
+``unet segment --instances`` gives the same partition in blocks: ``blockwise_watershed``. By affinities: ``affinities``.
 """
 
 from __future__ import annotations

@@ -49,3 +49,14 @@ def touching_cells(shape: tuple[int, ...], seed: int, radius: float = 8.0, voxel
     learnt = np.tanh(away / (radius / 2)) + 0.05 * rough / rough.std()
     foreground = np.clip(1 / (1 + np.exp(-4 * away / radius)) + 0.02 * rough / rough.std(), 0, 1)
     return Cells(ids, learnt.astype(np.float32), foreground.astype(np.float32))
+
+
+def true_affinities(ids: np.ndarray, offsets: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """As a training makes them of ids."""
+    found = np.zeros((len(offsets), *ids.shape), dtype=np.float32)
+    for number, offset in enumerate(offsets):
+        far = max(map(abs, offset))
+        padded = np.pad(ids, far)
+        there = tuple(slice(far + step, far + step + size) for step, size in zip(offset, ids.shape, strict=True))
+        found[number] = (ids == padded[there]) & (ids > 0)
+    return found
