@@ -32,7 +32,7 @@ def evaluate(
     thresholds: str | None = None,
     invert_prediction: Flag = False,
     invert_reference: Flag = False,
-    instances: Literal["components", "watershed", "boundary-watershed", "learnt-distance", "given"] | None = None,
+    instances: Literal["components", "watershed", "boundary-watershed", "learnt-distance", "affinities", "given"] | None = None,
     depth: float | None = None,
     connectivity: Whole = 1,
     min_voxels: Whole = 0,
@@ -66,8 +66,8 @@ def evaluate(
         thresholds: Of the scores that look for the best one; 0,0.1,..,0.9 unless told.
         invert_prediction: What is low, or 0, is foreground: for a map of membranes when cells are scored.
         invert_reference: What is 0 is foreground.
-        instances: How instances of the prediction are made; components unless told, or given if it holds ids; learnt-distance needs a
-            model with a distance head.
+        instances: How instances of the prediction are made; components unless told, or given if it holds ids; learnt-distance and
+            affinities need a model with such a head.
         depth: Of domes (watershed, in micrometre where the voxel size is known; learnt-distance) or valleys (boundary-watershed) that become
             instances.
         connectivity: Of components: how many axes a step may change.

@@ -93,9 +93,9 @@ class RunOptions:
     """CPU threads of one forward pass."""
     probabilities: Literal["none", "uint8", "float32"] = "none"
     """Keep the probabilities too."""
-    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance"] = "none"
+    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance", "affinities"] = "none"
     """Give every object an id of its own: connected voxels of one class, or these divided where they are narrow (watershed), where the
-    class is improbable, or where a distance head says so; the last two need --probabilities."""
+    class is improbable, or where a head of distances or affinities says so; the last three need --probabilities."""
     depth: float | None = None
     """Of watersheds: how much an object rises above the way to the next one: in micrometre where the voxel size is known (watershed; one
     voxel), in probability (boundary-watershed; 0.1), in -1..1 (learnt-distance; 0.2)."""

@@ -15,7 +15,7 @@ from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.inputs import Source
 from unet_core.instances_plan import InstancesPlan
 from unet_core.job import SegmentationJob
-from unet_core.memory import GIB, hills_bytes, instance_bytes, measure_bytes
+from unet_core.memory import GIB, fragments_bytes, hills_bytes, instance_bytes, measure_bytes
 from unet_core.model_package import ModelPackage
 from unet_core.pass_memory import PassMemory
 from unet_core.passes import read_box_of
@@ -210,6 +210,15 @@ def objects_bytes(
         steps = len(steps_forward(len(shape), instances.connectivity))
         of_heights = sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in images if image.path == instances.heights)
         needed = max(needed, hills_bytes(land, read_around, steps, of_heights))
+    if instances.tile is not None and instances.halo is not None:
+        image = next(image for image in images if image.path == instances.heights)
+        # A block of whole tiles reads those that the longest offset reaches; another one may hold a piece of one tile more.
+        land = tuple(
+            size + (far + 1 if size % step else -(-(far + 1 - step) // step) * step)
+            for size, far, step in zip(shape, instances.halo, instances.tile, strict=True)
+        )
+        channels = image.channels or 1
+        needed = max(needed, fragments_bytes(shape, land, instances.tile, channels, ITEM_BYTES[image.dtype] * channels))
     if measured:
         seen = [image for image in images if image.kind in ("labels", "probabilities")]
         stored = sum(ITEM_BYTES[image.dtype] * (image.channels or 1) for image in seen)

@@ -25,7 +25,7 @@ from unet_core.committed import read_objects
 from unet_core.errors import LedgerError
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.postprocess.block_parts import BlockParts, Runs, Slopes
+from unet_core.postprocess.block_parts import BlockParts, Bonds, Runs, Slopes
 from unet_core.postprocess.joining import Joined
 from unet_core.stages import JOIN_STAGE, PARTS_STAGE
 from unet_core.store import Store
@@ -36,6 +36,14 @@ _FOLDER = f"{ledger.FOLDER}/instances"
 _JOINED_KEY = f"{_FOLDER}/joined.npz"
 _FIELDS = {"first": "<u8", "size": "<i8", "value": "|u1", "before": "<u4", "after": "<u4"}
 _SLOPE_FIELDS = {"tops": "<f4", "one": "<u4", "other": "<u4", "heights": "<f4", "ties": "<u8"}
+_BOND_FIELDS = {
+    "keys": "<u8",
+    "one": "<u4",
+    "other": "<u4",
+    "count": "<u4",
+    "touching": "<u4",
+    "total": "<u8",
+}
 _ZSTD = {"level": 3, "checksum": True}
 _READERS, _READ_AHEAD = 16, 64
 _OPENING = Lock()
@@ -57,6 +65,8 @@ def packed_parts(index: int, voxels: Runs, parts: BlockParts) -> dict[str, bytes
     arrays = [np.asarray(getattr(parts, name), dtype=dtype) for name, dtype in _FIELDS.items()]
     if parts.slopes is not None:
         arrays += [np.asarray(getattr(parts.slopes, name), dtype=dtype) for name, dtype in _SLOPE_FIELDS.items()]
+    if parts.bonds is not None:
+        arrays += [np.asarray(getattr(parts.bonds, name), dtype=dtype) for name, dtype in _BOND_FIELDS.items()]
     return {
         _parts_key(index): _packed(arrays),
         _voxels_key(index): _packed([voxels.lengths.astype("<u4"), voxels.parts.astype("<u4")]),
@@ -81,14 +91,16 @@ def read_parts(store: Store, plan: Plan, request: Request, indices: Iterable[int
     """
 
     has_slopes = plan.instances is not None and plan.instances.depth is not None
-    dtypes = [*_FIELDS.values(), *(_SLOPE_FIELDS.values() if has_slopes else ())]
+    has_bonds = plan.instances is not None and plan.instances.tile is not None
+    dtypes = [*_FIELDS.values(), *(_SLOPE_FIELDS.values() if has_slopes else _BOND_FIELDS.values() if has_bonds else ())]
 
     def read(index: int) -> BlockParts:
         key = _parts_key(index)
         arrays = _unpacked(store, _parts_object(store, plan, request, index, key), key, dtypes)
         first, size, value, before, after = arrays[: len(_FIELDS)]
         slopes = Slopes(*arrays[len(_FIELDS) :]) if has_slopes else None
-        return BlockParts(first, size, value, before.reshape(-1, 2), after.reshape(-1, 2), slopes)
+        bonds = Bonds(*arrays[len(_FIELDS) :]) if has_bonds else None
+        return BlockParts(first, size, value, before.reshape(-1, 2), after.reshape(-1, 2), slopes, bonds)
 
     return _read_ahead(read, indices)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unet_core import ledger
 from unet_core.committed import read_voxels
 from unet_core.errors import LedgerError
-from unet_core.geometry import Box
+from unet_core.geometry import Box, Shape
 from unet_core.instance_objects import (
     packed_joined,
     packed_parts,
@@ -26,8 +26,9 @@ from unet_core.instance_objects import (
 from unet_core.instances_plan import InstancesPlan
 from unet_core.ledger import Request
 from unet_core.plan import Plan
-from unet_core.postprocess.block_parts import describe_parts, mark_of, seen_box
+from unet_core.postprocess.block_parts import BlockParts, Runs, describe_parts, mark_of, seen_box
 from unet_core.postprocess.blockwise import label_parts
+from unet_core.postprocess.blockwise_mutex import describe_fragments, tiles_box
 from unet_core.postprocess.blockwise_watershed import describe_hills, land_box
 from unet_core.postprocess.distance import distance_within
 from unet_core.postprocess.joining import Joiner
@@ -41,6 +42,8 @@ __all__ = ["instance_values", "joined_objects", "parts_objects", "read_joined"]
 def parts_objects(store: Store, plan: Plan, request: Request, index: int) -> dict[str, bytes]:
     """The objects of a unit of stage ``parts``: the part of each voxel of one block, and what joining needs of it."""
     own, shape, options = plan.stage(PARTS_STAGE).grid.block(index), plan.levels[0].shape, _options(plan)
+    if options.tile is not None:
+        return packed_parts(index, *_described_fragments(store, plan, request, own, options.tile))
     if options.depth is None or options.ahead is None:
         labels = _labels(store, plan, request, seen_box(own, shape))
         return packed_parts(index, *describe_parts(labels, label_parts(labels, options.connectivity), own, shape))
@@ -76,6 +79,18 @@ def instance_values(store: Store, plan: Plan, request: Request, index: int) -> N
         )
     table = np.concatenate((np.zeros(1, dtype=np.uint64), ids))
     return runs.replaced(table.astype(np.uint32) if table.max() < 2**32 else table, own.shape)
+
+
+def _described_fragments(store: Store, plan: Plan, request: Request, own: Box, tile: Shape) -> tuple[Runs, BlockParts]:
+    """The fragments of a block, from affinities."""
+    image, shape = plan.height_image, plan.levels[0].shape
+    assert image is not None
+    assert image.head is not None
+    assert image.head.offsets is not None
+    land = tiles_box(own, shape, tile, image.head.offsets)
+    labels = _labels(store, plan, request, land)
+    (affinities,) = read_voxels(store, plan, request, plan.stage(SEGMENT_STAGE), (image,), land)
+    return describe_fragments(labels, affinities, own, shape, offsets=image.head.offsets, tile=tile)
 
 
 def _landscape(store: Store, plan: Plan, request: Request, land: Box) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

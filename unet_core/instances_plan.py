@@ -7,22 +7,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-InstanceMethod = Literal["components", "watershed", "boundary-watershed", "learnt-distance"]
+InstanceMethod = Literal["components", "watershed", "boundary-watershed", "learnt-distance", "affinities"]
 Sizes = tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class InstancesPlan(BaseModel):
-    """How objects get ids. What only watersheds have is left out of the JSON of others.
+    """How objects get ids. What only some methods have is left out of the JSON of others.
 
     Args:
         method: ``components``: connected voxels of one class. Others divide them by the hills of ``watershed``: the distance to what is
-            no such voxel; ``boundary-watershed``: the probability of the class; ``learnt-distance``: what a distance head gave.
+            no such voxel; ``boundary-watershed``: the probability of the class; ``learnt-distance``: what a distance head gave; or by
+            the ``affinities`` of an affinities head.
         labels: path of the label image that they are made of.
-        heights: path of the image that gives the hills, unless they are distances to what is another class.
+        heights: path of the image that gives the hills, unless they are distances to what is another class; or the affinities.
         depth: that a hill rises at least, in the unit of the heights.
         reach: up to which distances are told apart, in the unit of ``scale``.
         ahead: voxels that a block looks further than it sees, for slopes; changes nothing but how many pieces are joined.
-        halo: voxels along each axis that labels are read further than a block sees: for slopes, and for distances there.
+        halo: voxels along each axis that labels are read further than a block sees: for slopes, and for distances there; or for the
+            tiles that it does not hold whole, and for the longest offset.
+        tile: of affinities, shape of the boxes that are parted by themselves, a grid from the image's origin; decides the result.
         connectivity: how many axes a step to a neighbour may change.
         min_voxels: smaller ones are left out.
     """
@@ -35,27 +38,27 @@ class InstancesPlan(BaseModel):
     depth: float | None = Field(default=None, gt=0)
     reach: float | None = Field(default=None, gt=0)
     ahead: int | None = Field(default=None, ge=1, le=1 << 16)
-    halo: Sizes | None = None
+    halo: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    tile: Sizes | None = None
     connectivity: int = Field(ge=1, le=3)
     min_voxels: int = Field(ge=1)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        own = ("heights", "depth", "reach", "ahead", "halo")
+        own = ("heights", "depth", "reach", "ahead", "halo", "tile")
         return {name: value for name, value in dump(self).items() if name not in own or value is not None}
 
     @model_validator(mode="after")
     def _fits_method(self) -> InstancesPlan:
-        is_watershed = self.method != "components"
-        lacks = [name for name in ("depth", "ahead", "halo") if (getattr(self, name) is not None) != is_watershed]
-        lacks += ["reach"] * ((self.reach is not None) != (self.method == "watershed"))
-        lacks += ["heights"] * ((self.heights is not None) != (self.method in ("boundary-watershed", "learnt-distance")))
-        if lacks:
-            raise PydanticCustomError(
-                "plan",
-                "{text}",
-                {"text": f"instances by {self.method} should {'' if is_watershed else 'not '}have {', '.join(lacks)}"},
-            )
+        own = {
+            "components": set(),
+            "watershed": {"depth", "ahead", "halo", "reach"},
+            "affinities": {"heights", "halo", "tile"},
+        }.get(self.method, {"depth", "ahead", "halo", "heights"})
+        for name in ("depth", "ahead", "halo", "reach", "heights", "tile"):
+            if (getattr(self, name) is not None) != (name in own):
+                text = f"instances by {self.method} should {'' if name in own else 'not '}have {name}"
+                raise PydanticCustomError("plan", "{text}", {"text": text})
         if self.ahead is not None and self.halo is not None and min(self.halo) < self.ahead:
             raise PydanticCustomError(
                 "plan", "{text}", {"text": f"a halo of {self.halo} voxels should hold the {self.ahead} of the slopes"}

@@ -144,12 +144,12 @@ class SegmentationJob(BaseModel):
         "none", title="Probabilities", description="Keep the probabilities too; uint8 stores them with an error of at most 1/510."
     )
     ngff: Literal["0.5", "0.4"] = Field("0.5", title="OME-Zarr version", description="0.5 (Zarr v3, sharded) or 0.4 (Zarr v2).")
-    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance"] = Field(
+    instances: Literal["none", "components", "watershed", "boundary-watershed", "learnt-distance", "affinities"] = Field(
         "none",
         title="Instances",
         description="Give every object an id of its own: components are the connected voxels of one class; watersheds divide what touches, "
         "where it is narrow (watershed), where the class is improbable (boundary-watershed), or where a distance head says so "
-        "(learnt-distance). The last two need probabilities to be kept.",
+        "(learnt-distance); affinities joins what an affinities head says belongs together. The last three need probabilities to be kept.",
     )
     depth: float | None = Field(
         None,

@@ -21,6 +21,9 @@ _INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, 
 _HILL_BYTES = (
     75  # a voxel: label, height, its way up and its hill, and of passes in one direction both sides, their owners and rank
 )
+_TILE_BYTES = 100  # an edge of a tile: its rank, twice, and the edge as the library sorts it
+_BOND_BYTES = 28  # an edge between two fragments: which two, how many, and their strengths, before and after they are sorted
+_FRAGMENT_BYTES = 9  # a voxel: label, number of its fragment, and what was read of one while another is
 _DISTANCE_BYTES = 24  # a voxel: label, and squared distance along the axes, forwards and backwards
 _MEASURE_BYTES = 28  # a voxel: ids twice, and what tells the borders of objects
 _MEASURE_VOXELS = (
@@ -74,6 +77,21 @@ def hills_bytes(land_shape: Shape, read_shape: Shape, steps: int, stored_bytes: 
     """
     climbing = prod(land_shape) * (_HILL_BYTES + 4 * steps + stored_bytes)
     return max(climbing, prod(read_shape) * _DISTANCE_BYTES) + _FIXED_BYTES
+
+
+def fragments_bytes(block_shape: Shape, land_shape: Shape, tile: Shape, offsets: int, stored_bytes: int) -> int:
+    """Bytes that the fragments of a block need, even of noise, where nearly every edge lies between two.
+
+    Args:
+        block_shape: in voxels.
+        land_shape: of the whole tiles that are read for it.
+        tile: that is parted at a time.
+        offsets: of the affinities.
+        stored_bytes: a voxel, of all affinities.
+    """
+    parting = prod(tile) * _TILE_BYTES * (offsets + 1)
+    bonding = prod(block_shape) * _BOND_BYTES * (offsets + 2)
+    return max(parting, bonding) + prod(land_shape) * (_FRAGMENT_BYTES + 2 * stored_bytes) + _FIXED_BYTES
 
 
 def measure_bytes(block_shape: Shape, image_bytes: int, stored_bytes: int, channels: int, classes: int) -> int:

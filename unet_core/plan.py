@@ -220,12 +220,25 @@ class Plan(_Record):
             raise _unfit(
                 f"{self.instances.method} should have its heights in an image of the plan, there is no {self.instances.heights}"
             )
+        if self.instances and self.instances.tile is not None:
+            self._check_tile(self.instances.tile)
         if self.measure and not self.instances:
             raise _unfit("a plan that measures should have instances")
         for other in self.further_models:
             if (other.head, other.kind, other.classes) != (self.model.head, self.model.kind, self.model.classes):
                 raise _unfit(f"models {self.model.name} and {other.name} should have the same head and classes")
         return self
+
+    def _check_tile(self, tile: Shape) -> None:
+        """Tiles and the offsets of affinities have the plan's axes."""
+        image = self.height_image
+        offsets = (image.head.offsets if image and image.head else None) or ()
+        if len(tile) != len(self.spatial_axes) or not offsets or {len(offset) for offset in offsets} != {len(tile)}:
+            raise _unfit(
+                f"tiles of {tile} and offsets {offsets} should have one number for each of the axes '{self.spatial_axes}'"
+            )
+        if image and image.channels != len(offsets):
+            raise _unfit(f"affinities of {image.channels} channels should have as many offsets, not {len(offsets)}")
 
     @cached_property
     def id(self) -> str:
@@ -261,8 +274,8 @@ class Plan(_Record):
 
     @property
     def height_image(self) -> ImagePlan | None:
-        """The image whose values are the heights of a watershed."""
-        kind = {"boundary-watershed": "probabilities", "learnt-distance": "head"}.get(
+        """The image whose values are the heights of a watershed, or the affinities."""
+        kind = {"boundary-watershed": "probabilities", "learnt-distance": "head", "affinities": "head"}.get(
             self.instances.method if self.instances else ""
         )
         found = (image for image in self.images if self.instances and image.path == self.instances.heights)

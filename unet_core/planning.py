@@ -131,7 +131,7 @@ def resolve(job: SegmentationJob) -> Planned:
     lead = len(shape) - ensemble.dims  # 1 in a stack that is seen section by section: nothing lies around a section along z
     classes = tuple(LabelName(**entry.model_dump()) for entry in description.classes)
     images = output.images_of(kind, classes, job.probabilities, description.other_heads, bool(lead), job.instances != "none")
-    instances = plan_instances(job, description, images, classes, opened.scale)
+    instances = plan_instances(job, description, images, classes, opened.scale, shape)
     tile_shape: Shape | None = None
     strip: int | None = None
     if ensemble.whole_box:
@@ -252,6 +252,8 @@ def _instances(plan: Plan) -> dict[str, str]:
             f", distances to {asked.reach:.4g}" if asked.reach else f", of {asked.heights or '/'}"
         )
         text += f"; blocks read {asked.halo} voxels around"
+    if asked.tile is not None:
+        text += f"; mutex watersheds of {asked.heights} in tiles of {asked.tile} voxels, which decide the result"
     return {"instances": text + (", measured" if plan.measure else "")}
 
 

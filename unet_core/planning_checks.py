@@ -7,11 +7,13 @@ from typing import Literal
 from unet_core.ensemble import Ensemble
 from unet_core.errors import FootprintError, JobError, ModelPackageError
 from unet_core.foreign.opaque_network import OpaqueNetwork
+from unet_core.geometry import Shape
 from unet_core.inputs import LEVEL_TOLERANCE
 from unet_core.instances_plan import InstancesPlan
 from unet_core.job import SegmentationJob
 from unet_core.model_description import Head, ModelDescription
 from unet_core.plan import ImagePlan, LabelName
+from unet_core.planning_affinities import plan_affinities
 from unet_core.planning_hills import plan_hills
 from unet_core.rules import refusal
 
@@ -55,6 +57,7 @@ def plan_instances(
     images: tuple[ImagePlan, ...],
     classes: tuple[LabelName, ...],
     spacing: tuple[float, ...],
+    shape: Shape,
 ) -> InstancesPlan | None:
     """How instances are made, None for none.
 
@@ -63,6 +66,7 @@ def plan_instances(
         images: of the output.
         classes: of the labels.
         spacing: of the output's voxels.
+        shape: of the output.
 
     Raises:
         JobError: if the job asks for what the labels do not give.
@@ -80,12 +84,15 @@ def plan_instances(
     dims = len(spacing)
     if job.connectivity > dims:
         raise JobError(f"--connectivity is {job.connectivity}, the image has {dims} axes; use 1 to {dims}.")
+    of_method = (
+        plan_affinities(job, model, images, shape) if job.instances == "affinities" else plan_hills(job, model, images, spacing)
+    )
     return InstancesPlan(
         method=job.instances,
         labels=_labels_to_part(job, images, classes),
         connectivity=job.connectivity,
         min_voxels=job.min_voxels,
-        **plan_hills(job, model, images, spacing),
+        **of_method,
     )
 
 

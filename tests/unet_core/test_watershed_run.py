@@ -244,7 +244,7 @@ def test_a_plan_that_does_not_fit_its_watershed_is_refused(job_of: Callable[...,
     for change, message in (
         ({"halo": None}, "should have halo"),
         ({"heights": "labels/classes"}, "should have its heights in an image of the plan"),
-        ({"reach": 3.0}, "should have reach"),
+        ({"reach": 3.0}, "should not have reach"),
         ({"halo": [16, 16, 16]}, "one number for each of the axes"),
         ({"ahead": 20}, "should hold the 20 of the slopes"),
         ({"method": "components"}, "should not have"),

@@ -22,7 +22,7 @@ from unet_core.postprocess import (
 
 PredictionIs = Literal["mask", "classes", "ids", "map"]
 ReferenceIs = Literal["mask", "classes", "ids"]
-Instances = Literal["components", "watershed", "boundary-watershed", "learnt-distance", "given"]
+Instances = Literal["components", "watershed", "boundary-watershed", "learnt-distance", "affinities", "given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,9 @@ class Meaning:
             raise InputError(
                 f"A watershed on boundaries needs a probability map, the prediction holds {self.prediction_is}; use 'watershed'."
             )
-        if options.instances == "learnt-distance":
-            raise InputError("A distance that a model predicts is not in an image; score the model against a dataset.yaml.")
+        if options.instances in ("learnt-distance", "affinities"):
+            what = "A distance that a model predicts is" if options.instances == "learnt-distance" else "Affinities are"
+            raise InputError(f"{what} not in an image; score the model against a dataset.yaml.")
         if options.instances not in (None, "given") and self.prediction_is == "ids":
             raise InputError(f"The prediction holds ids, so that its instances are given; leave '{options.instances}' away.")
 

@@ -16,7 +16,8 @@ from unet_core.geometry import BlockGrid, Box
 from unet_core.model_heads import Head
 from unet_core.model_package import ModelPackage, load_model
 from unet_core.normalisation import Normalisation
-from unet_core.postprocess import LEARNT_DEPTH, watershed_on_learnt_distance
+from unet_core.planning_affinities import affinities_head
+from unet_core.postprocess import LEARNT_DEPTH, watershed_on_affinities, watershed_on_learnt_distance
 from unet_core.predict import Predictor, load_predictor
 from unet_core.readout import activated
 from unet_core.symmetries import SYMMETRIES, SymmetrySet
@@ -50,7 +51,8 @@ def held_out_pairs(
 
     With two classes, or a class named, the prediction is the probability of the foreground, and the truth its instances where the
     labels have some, else its mask. With more classes both are class numbers. Where instances are asked of the model's distance
-    head, the prediction is ids, the foreground cut up by ``watershed_on_learnt_distance``.
+    head, or of its affinities, the prediction is ids, the foreground cut up by ``watershed_on_learnt_distance`` or
+    ``watershed_on_affinities``.
 
     Args:
         model: package or name, with a head of classes.
@@ -78,7 +80,7 @@ def held_out_pairs(
     if foreground is not None and foreground not in names:
         raise InputError(f"Class '{foreground}' is none of {', '.join(names)}.")
     chosen = foreground or (names[1] if len(names) == 2 else None)
-    distance = _distance_head(package, chosen) if options.instances == "learnt-distance" else None
+    other = _other_head(package, chosen, options, symmetries) if options.instances in ("learnt-distance", "affinities") else None
     predictor = load_predictor(package, device, "float32", threads)
     parts = open_parts(described, package.dims, purpose, fold)
     for part in parts:
@@ -93,15 +95,10 @@ def held_out_pairs(
             yield _classes_pair(part, probabilities, options)
             continue
         foreground_map = probabilities[names.index(chosen)]
-        if distance is None:
+        if other is None:
             yield _pair(part, foreground_map, "map", chosen, options)
             continue
-        ids = watershed_on_learnt_distance(
-            values[distance.channels[0]],
-            foreground_map > np.float32(options.threshold),
-            h=LEARNT_DEPTH if options.depth is None else options.depth,
-            connectivity=options.connectivity,
-        )
+        ids = _divided(values[list(other.channels)], foreground_map > np.float32(options.threshold), other, options)
         yield _pair(part, ids, "ids", chosen, replace(options, instances="given"))
 
 
@@ -156,15 +153,34 @@ def _activated(logits: Tensor, package: ModelPackage) -> Tensor:
     return values
 
 
-def _distance_head(package: ModelPackage, foreground: str | None) -> Head:
+def _divided(values: NDArray[np.float32], mask: NDArray[np.bool_], head: Head, options: MeaningOptions) -> NDArray[np.int64]:
+    """Ids of a mask by what another head says: its distances, or affinities."""
+    if head.kind == "affinities":
+        assert head.offsets is not None
+        return watershed_on_affinities(values, mask, head.offsets)
+    depth = LEARNT_DEPTH if options.depth is None else options.depth
+    return watershed_on_learnt_distance(values[0], mask, h=depth, connectivity=options.connectivity)
+
+
+def _other_head(package: ModelPackage, foreground: str | None, options: MeaningOptions, symmetries: SymmetrySet) -> Head:
+    """The head that divides the foreground."""
+    if foreground is None:
+        raise InputError(f"Instances of one class are cut up, model {package.url} has several; name it with --class.")
+    if options.instances == "learnt-distance":
+        return _distance_head(package)
+    given = {"depth": options.depth is not None, "connectivity": options.connectivity > 1, "symmetries": symmetries != "none"}
+    for name in (name for name, value in given.items() if value):
+        raise InputError(f"--{name} has no meaning for instances from affinities, whose offsets say all; leave it out.")
+    return affinities_head(package.description.heads, f"model {package.url}", "--instances ")
+
+
+def _distance_head(package: ModelPackage) -> Head:
     heads = [head for head in package.description.heads if head.kind == "distance"]
     if not heads:
         kinds = ", ".join(head.kind for head in package.description.heads)
         raise InputError(
             f"Model {package.url} has no distance head, only {kinds}; use 'watershed', or train with heads of kind classes and distance."
         )
-    if foreground is None:
-        raise InputError(f"Instances of one class are cut up, model {package.url} has several; name it with --class.")
     return heads[0]
 
 
