@@ -163,6 +163,11 @@ def absolute(url: str) -> str:
     return url if "://" in url else str(local_path(url).absolute())
 
 
+def plain(url: str) -> str:
+    """The URL, a ``file://`` one as a path: to that names can be added as they are, without percent escapes."""
+    return str(local_path(url)) if url.startswith("file://") else url
+
+
 def redacted(url: str) -> str:
     """The URL without user, password and query, for messages and records."""
     if not is_remote(url):

@@ -222,6 +222,26 @@ def test_names_that_are_no_text_are_named_and_stop_no_other(
     assert (code, out.count(" failed "), "\x1b" in out) == (0, 3, False)
 
 
+def test_names_with_percent_signs_are_no_escapes_below_a_url(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    """a%41 and aA would have had one result in one folder."""
+    (tmp_path / "in").mkdir()
+    for name, shape in {"a%41": (20, 30), "aA": (25, 15), "50%": (10, 12)}.items():
+        tifffile.imwrite(tmp_path / f"in/{name}.tif", textured(shape))
+    (tmp_path / "in/list.csv").write_text("image,output\na%41.tif,one\n")
+    output = tmp_path / "out"
+    arguments = (f"file://{output}", "--model", make_model(levels=2), "--cluster", "serial")
+    for source, count in (("in", 3), ("in/*.tif", 3), ("in/list.csv", 1)):
+        code, _, err = call(monkeypatch, capsys, "archive", f"file://{tmp_path}/{source}", *arguments)
+        assert (code, len(summary_of(output))) == (0, count), err
+    for name, voxels in {"a%41": 600, "aA": 375, "50%": 120, "one": 600}.items():
+        mark = json.loads((output / f"{name}.zarr/.unet/complete.json").read_text())
+        assert sum(mark["label_voxels"].values()) == voxels
+    code, out, _ = call(monkeypatch, capsys, "status", f"file://{output}")
+    assert out.count(" complete ") == 1
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no such folder", {"images": "nowhere"}, "Images not found"),
     ("no image", {"images": "empty"}, "No image found"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from unet_core.archives.listing import Item
 from unet_core.errors import JobError
 from unet_core.job import SegmentationJob, make_job
+from unet_core.store import plain
 from unet_core.validation import first_problem
 
 
@@ -21,6 +22,11 @@ class ArchiveJob(SegmentationJob):
         "level, series, time, channels, roi, mask).",
     )
     output: str = Field(title="Output", description="Folder or s3:// prefix of the results, archive.json and archive.csv.")
+
+    @field_validator("image", "output")
+    @classmethod
+    def _as_path(cls, url: str) -> str:
+        return plain(url)
 
     def job_of(self, item: Item) -> SegmentationJob:
         """The job of one image.

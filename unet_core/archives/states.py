@@ -10,7 +10,7 @@ from unet_core.archives.summary import ArchiveSummary, ImageRow, find_summary, f
 from unet_core.completion import find_completion
 from unet_core.errors import JobError, UnetCoreError
 from unet_core.result import read_status
-from unet_core.store import open_store
+from unet_core.store import open_store, plain
 from unet_core.wording import counted
 
 _READERS = 8
@@ -18,6 +18,7 @@ _READERS = 8
 
 def read_states(output: str) -> ArchiveSummary | None:
     """The summary of an archive with the states of its results as they are now; None if the folder holds no archive."""
+    output = plain(output)
     summary = find_summary(output)
     if summary is None:
         return None
@@ -57,7 +58,7 @@ def results_of(output: str, note: Callable[[str], None] = lambda text: None) -> 
     found = read_states(output)
     if found is None:
         return [output]
-    results = [f"{output.rstrip('/')}/{row.result}" for row in found.images if row.state == "complete"]
+    results = [f"{found.output.rstrip('/')}/{row.result}" for row in found.images if row.state == "complete"]
     if not results:
         raise JobError(f"{output} has no complete result ({found.sentence()}); run the same unet archive command again.")
     if len(results) < len(found.images):
