@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from flows.clusters import Workers, check_cluster, check_reachable, open_cluster
@@ -27,7 +27,7 @@ from unet_core.archives.summary import (
     write_summary,
 )
 from unet_core.budget import Capped, Purse
-from unet_core.errors import JobError, UnetCoreError
+from unet_core.errors import InputError, JobError, UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.lease import Claim, check_free
 from unet_core.ledger import Record, find_plan
@@ -187,9 +187,10 @@ def open_purse(archive: PreparedArchive, budget: Budget | None) -> Purse | None:
 
     def know(item: Item) -> None:
         store = open_store(f"{archive.job.output.rstrip('/')}/{item.name}")
-        plan = find_plan(store)
-        if plan:
-            purse.know(every_record(store, plan))
+        with suppress(InputError):  # what is wrong with one result is told of that image alone, when it is planned
+            plan = find_plan(store)
+            if plan:
+                purse.know(every_record(store, plan))
 
     with ThreadPoolExecutor(_READERS, "unet-spent") as readers:
         for _ in readers.map(know, archive.items):

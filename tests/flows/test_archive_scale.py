@@ -16,6 +16,7 @@ from unet_core.archives.job import make_archive_job
 from unet_core.archives.listing import Item
 from unet_core.archives.preparing import PreparedArchive
 from unet_core.archives.summary import find_summary, waiting_row
+from unet_core.prices import Budget
 from unet_core.wording import near_path
 
 COUNT = 3000
@@ -26,7 +27,7 @@ def archive(tmp_path: Path) -> PreparedArchive:
     job = make_archive_job(image=str(tmp_path / "in"), output=str(tmp_path / "out"), model="nuclei-he")
     items = tuple(Item(str(tmp_path / f"in/{number}.tif"), f"{number}.zarr") for number in range(COUNT))
     jobs = {number: job.job_of(item) for number, item in enumerate(items)}
-    return PreparedArchive(job, items, jobs, tuple(waiting_row(item) for item in items), ())
+    return PreparedArchive(job, items, jobs, tuple(waiting_row(item, job) for item in items), ())
 
 
 class _Seen(Exception):
@@ -112,3 +113,11 @@ def test_a_board_leaves_what_it_was_told(archive: PreparedArchive) -> None:
     found = find_summary(archive.job.output)
     assert found is not None
     assert (found.counts, found.images[5].reason) == ({"waiting": COUNT - 1, "failed": 1}, "none")
+
+
+def test_a_damaged_result_does_not_end_an_archive_with_a_budget(archive: PreparedArchive, tmp_path: Path) -> None:
+    plan = tmp_path / "out/7.zarr/.unet/plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{")
+    purse = archive_run.open_purse(archive, Budget(3600.0, None, "1 h"))
+    assert purse is not None
