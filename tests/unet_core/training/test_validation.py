@@ -17,7 +17,7 @@ from unet_core.footprint import footprint
 from unet_core.geometry import Box
 from unet_core.metrics import iou, panoptic_quality
 from unet_core.model_package import load_model
-from unet_core.postprocess import remove_small, watershed_on_learnt_distance
+from unet_core.postprocess import remove_small, watershed_on_affinities, watershed_on_learnt_distance
 from unet_core.predict import load_predictor
 from unet_core.training.dataset import load_dataset, open_parts
 from unet_core.training.group import single
@@ -152,6 +152,35 @@ def test_instances_of_a_learnt_distance_are_scored(two_headed: tuple[Path, Path]
         ids = remove_small(watershed_on_learnt_distance(distance, probability > np.float32(0.4), h=0.02), 4)
         expected.append(panoptic_quality(ids, part.read_labels(part.box)[1]).pq)
     assert table["pq"] == pytest.approx(np.mean(expected))
+
+
+def test_instances_of_affinities_are_scored(tmp_path: Path) -> None:
+    data, model = write_disks(tmp_path / "data", **SPLIT), tmp_path / "model"
+    offsets = ((1, 0), (0, 1), (4, 0), (0, -4))
+    heads = f"heads=[{{kind: classes}}, {{kind: affinities, offsets: {[list(offset) for offset in offsets]}}}]"
+    plan_training(str(data), str(model), make_options("default", [*FAST, "steps=6", heads]), threads=1)
+    train_rank(str(model), single())
+    options = MeaningOptions(instances="affinities", threshold=0.4, min_voxels=4)
+    table = score_images(held_out_pairs(str(model), str(data), options), ("iou", "pq"))
+    package = load_model(model)
+    predictor = load_predictor(package, "cpu", "float32", 1)
+    expected = []
+    for part in open_parts(load_dataset(data), 2, "test"):
+        found = predict_part(package, predictor, part)
+        ids = remove_small(watershed_on_affinities(found[2:], found[1] > np.float32(0.4), offsets), 4)
+        expected.append(panoptic_quality(ids, part.read_labels(part.box)[1]).pq)
+    assert table["pq"] == pytest.approx(np.mean(expected))
+    with pytest.raises(InputError, match="--symmetries has no meaning for instances from affinities"):
+        next(held_out_pairs(str(model), str(data), options, symmetries="flips"))
+
+
+def test_instances_of_affinities_need_a_model_that_predicts_them(trained: tuple[Path, Path]) -> None:
+    data, model = trained
+    options = MeaningOptions(instances="affinities")
+    with pytest.raises(InputError, match="needs an affinities head, model .* has only classes; use --instances watershed"):
+        next(held_out_pairs(str(model), str(data), options))
+    with pytest.raises(InputError, match=r"Affinities are not in an image; score the model against a dataset\.yaml"):
+        Meaning("map", "ids", options)
 
 
 def test_instances_of_a_distance_need_a_model_that_predicts_one(trained: tuple[Path, Path], tmp_path: Path) -> None:
