@@ -23,6 +23,7 @@ from flows.archive_run import (
     check_archive,
     images_at_once,
     on_cluster,
+    open_meter,
     open_purse,
     segment_image,
 )
@@ -69,6 +70,7 @@ def segment_archive(
     at_once: int | None = None,
     budget: str | None = None,
     price: str | None = None,
+    metrics: str | None = None,
 ) -> dict:
     """Segment the images of an archive.
 
@@ -79,6 +81,7 @@ def segment_archive(
         at_once: Images under way together.
         budget: What all results may take, earlier runs included: worker hours (2h, 90min) or money (5 EUR); no block is begun beyond it.
         price: What a worker costs for an hour, such as 2.50 EUR; that of UNET_PRICE unless told.
+        metrics: File for the numbers of all images together, .prom as Prometheus reads it or .json; replaced every few seconds.
     """
     logger = get_run_logger()
     limit = prices_of(budget or None, price or None)[0]
@@ -92,7 +95,12 @@ def segment_archive(
     for note in archive.notes:
         logger.info(visible(note))
     update = _progress_artifact(job)
-    board = Board(archive, lambda snapshot: update(snapshot.fraction, snapshot.sentence()), open_purse(archive, limit))
+    board = Board(
+        archive,
+        lambda snapshot: update(snapshot.fraction, snapshot.sentence()),
+        open_purse(archive, limit),
+        open_meter(archive, metrics or None),
+    )
     numbers = list(archive.jobs)
     size = max(1, -(-len(numbers) // MOST_TASKS))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]

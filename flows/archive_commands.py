@@ -33,6 +33,7 @@ def archive(images: str, output: str, options: RunOptions, *, at_once: WholeOrNo
 
     job = make_archive_job(image=images, output=output, **options.fields())
     options.prices()
+    options.check_metrics()
     if dry_run:
         return _show_only(job, options, at_once)
     as_flow = options.flow or settings.prefect_api_url() is not None
@@ -65,7 +66,8 @@ def _run_plain(job: ArchiveJob, options: RunOptions, at_once: int | None) -> Arc
     show, close = terminal_progress()
     try:
         budget, claim = options.prices()[0], terminal_claim()
-        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell, budget, claim)
+        asked = (budget, claim, options.metrics)
+        return segment_archive_on_cluster(found, options.cluster, options.workers, at_once, show, _tell, *asked)
     finally:
         close()
 
@@ -88,7 +90,7 @@ def _run_flow(job: ArchiveJob, options: RunOptions, at_once: int | None) -> Arch
 
     try:
         price = options.prices()[1]
-        asked = (options.budget, str(price) if price else None)
+        asked = (options.budget, str(price) if price else None, options.metrics)
         return ArchiveSummary.model_validate(segment_archive(job, options.cluster, options.workers, at_once, *asked))
     except PartialArchiveError as error:
         return error.summary

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from flows.clusters import Workers, check_cluster, check_reachable, open_cluster
 from flows.dispatch import ClusterLostError, run_units
+from flows.metrics_file import Metered, MetricsFile, check_metrics
 from flows.progress import Progress, Snapshot
 from flows.run import Prepared, gpu_count, plan_job, run_stages, taken_up
 from unet_core.agenda import Agenda, UnitId
@@ -36,9 +37,10 @@ from unet_core.outcome import take_over
 from unet_core.places import check_writable
 from unet_core.predict import resolve_device
 from unet_core.prices import Budget
+from unet_core.run_metrics import Labels
 from unet_core.segment import RunSummary
 from unet_core.spending import every_record
-from unet_core.store import open_store
+from unet_core.store import absolute, open_store
 from unet_core.tally import Tally
 
 AT_ONCE, MOST_AT_ONCE = 4, 64  # images; while one is planned or audited, the workers have blocks of the others
@@ -75,6 +77,7 @@ class Board:
         archive: as prepared.
         show: told the progress, at most once a second.
         purse: that pays for all images; None for no limit.
+        meter: of all images together; None for no metrics.
     """
 
     def __init__(
@@ -82,22 +85,30 @@ class Board:
         archive: PreparedArchive,
         show: Callable[[ArchiveSnapshot], None] = lambda snapshot: None,
         purse: Purse | None = None,
+        meter: MetricsFile | None = None,
     ) -> None:
         self.stopping = threading.Event()
         self.broken: Exception | None = None  # what is wrong with all, such as a cluster that is lost
-        self.purse = purse
+        self.purse, self._meter, self._failed = purse, meter, 0
         self.archive, self._show = archive, show
         self._rows = list(archive.rows)
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._due = self._began + _SUMMARY_SECONDS
         self._units = 0
-        self._progress = Progress(0, self._tell)
+        self._progress = Metered(Progress(0, self._tell), meter)
 
-    def expect(self, units: int) -> None:
+    def expect(self, units: Mapping[str, int]) -> None:
+        """Say how many units of each stage an image that begins has to do."""
         with self._lock:
-            self._units += units
+            self._units += sum(units.values())
             self._progress.expect(self._units)
+        if self._meter:
+            self._meter.expect(units)
+
+    def fail(self, units: int) -> None:
+        with self._lock:
+            self._failed += units
 
     def add(self, output: str, record: Record) -> None:
         self._progress.add(record)
@@ -124,6 +135,8 @@ class Board:
         with self._lock:
             summary = self._summary()
             write_summary(summary)
+        if self._meter:
+            self._meter.end(summary.status, self._failed)
         return summary
 
     def row(self, number: int) -> ImageRow:
@@ -198,6 +211,20 @@ def open_purse(archive: PreparedArchive, budget: Budget | None) -> Purse | None:
     return purse
 
 
+def open_meter(archive: PreparedArchive, url: str | None) -> MetricsFile | None:
+    """The metrics of all images of an archive together; None if no file is asked for.
+
+    Raises:
+        JobError: if the file cannot be.
+    """
+    if url is None:
+        return None
+    check_metrics(url)
+    job = archive.job
+    names = ", ".join(model.rstrip("/").rpartition("/")[2] for model in job.models)
+    return MetricsFile(url, Labels(absolute(job.output), job.project or "", job.owner or "", names))
+
+
 def images_at_once(cluster: str, at_once: int | None) -> int:
     """How many images are under way together, by default.
 
@@ -252,6 +279,7 @@ def segment_image(
             return finished_row(row, found)
         with taken_up(planned, job.output, claim) as prepared:
             summary = _segment_prepared(prepared, scheduler, workers, board)
+        board.fail(summary.failed)
     except Exception as error:  # whatever is wrong with one image, the others go on
         if board.stopping.is_set():
             raise StoppedError("stopped") from error
@@ -262,7 +290,7 @@ def segment_image(
 
 
 def _segment_prepared(prepared: Prepared, scheduler: str | None, workers: Workers, board: Board) -> RunSummary:
-    board.expect(prepared.total)
+    board.expect({stage: len(units) for stage, units in prepared.remaining.items()})
 
     def run_all(address: str | None, agenda: Agenda, computed: Tally) -> None:
         def note(record: Record) -> None:
@@ -305,6 +333,7 @@ def segment_archive_on_cluster(
     told: Callable[[ImageRow], None] = lambda row: None,
     budget: Budget | None = None,
     claim: Claim | None = None,
+    metrics: str | None = None,
 ) -> ArchiveSummary:
     """Segment what an archive still lacks; Prefect is not imported.
 
@@ -317,8 +346,9 @@ def segment_archive_on_cluster(
         told: called with the row of each image that ended.
         budget: that all results together may take, earlier runs included.
         claim: how to ask for the output of each image.
+        metrics: file for the numbers of all images together, in ``.prom`` or ``.json``.
     """
-    board = Board(archive, show, open_purse(archive, budget))
+    board = Board(archive, show, open_purse(archive, budget), open_meter(archive, metrics))
     count = images_at_once(cluster, at_once)
 
     def run(number: int, scheduler: str | None) -> None:

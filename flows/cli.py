@@ -84,24 +84,26 @@ def segment(image: str, output: str, options: RunOptions) -> int:
     """
     as_flow = options.flow or settings.prefect_api_url() is not None
     job, (budget, price) = options.job(image, output), options.prices()
+    options.check_metrics()
     if as_flow:
-        summary = _run_flow(job, options.cluster, options.workers, options.budget, str(price) if price else None)
+        asked = (options.budget, str(price) if price else None, options.metrics)
+        summary = _run_flow(job, options.cluster, options.workers, *asked)
     else:
-        summary = _run_plain(job, options.cluster, options.workers, budget)
+        summary = _run_plain(job, options.cluster, options.workers, budget, options.metrics)
     _print_summary(summary)
     if options.json:
         print_json(summary)
     return 0 if summary["status"] == "complete" else _PARTIAL
 
 
-def _run_plain(job: Any, cluster: str, workers: int | str, budget: Budget | None) -> dict[str, Any]:
+def _run_plain(job: Any, cluster: str, workers: int | str, budget: Budget | None, metrics: str | None) -> dict[str, Any]:
     from flows.claims import terminal_claim
     from flows.progress import terminal_progress
     from flows.run import segment_on_cluster
 
     show, close = terminal_progress()
     try:
-        return segment_on_cluster(job, cluster, workers, show, budget, terminal_claim()).as_json()
+        return segment_on_cluster(job, cluster, workers, show, budget, terminal_claim(), metrics).as_json()
     finally:
         close()
 
@@ -112,6 +114,7 @@ def _run_flow(
     workers: int | str,
     budget: str | None = None,
     price: str | None = None,
+    metrics: str | None = None,
     ephemeral_home: Path | None = None,
 ) -> dict[str, Any]:
     from flows.claims import terminal_claim
@@ -130,7 +133,7 @@ def _run_flow(
     from flows.segment import PartialRunError, segment_volume
 
     try:
-        summary: dict[str, Any] = segment_volume(job, cluster, workers, budget, price)
+        summary: dict[str, Any] = segment_volume(job, cluster, workers, budget, price, metrics)
     except PartialRunError as error:
         return error.summary.as_json()
     return summary

@@ -136,6 +136,8 @@ class RunOptions:
     pass it, and the run ends with code 3; it goes on with a larger one."""
     price: str | None = None
     """What a worker costs for an hour, such as '2.50 EUR'; that of UNET_PRICE unless told."""
+    metrics: str | None = None
+    """File for the numbers of the run, .prom (as the text file collector of Prometheus reads it) or .json; replaced every few seconds."""
     flow: Flag = False
     """Run as a Prefect flow even when no Prefect API is configured."""
     json: Flag = False
@@ -160,6 +162,17 @@ class RunOptions:
             JobError: if they cannot be read.
         """
         return prices_of(self.budget, self.price)
+
+    def check_metrics(self) -> None:
+        """Refuse what is no file for metrics.
+
+        Raises:
+            JobError: naming it.
+        """
+        if self.metrics is not None:
+            from flows.metrics_file import check_metrics
+
+            check_metrics(self.metrics)
 
     def fields(self) -> dict[str, Any]:
         """Fields of a job, but for image and output.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flows.clusters import Workers, check_cluster, check_reachable, open_cluster, worker_bounds
 from flows.dispatch import run_units
+from flows.metrics_file import Metered, MetricsFile, open_meter
 from flows.progress import Progress, Snapshot
 from unet_core.agenda import Agenda
 from unet_core.budget import Capped, Purse
@@ -132,24 +133,39 @@ def open_purse(prepared: Prepared, budget: Budget | None) -> Purse | None:
     return purse
 
 
-def run_stages(prepared: Prepared, cluster: str, workers: Workers, run_units: Runner, purse: Purse | None = None) -> RunSummary:
+def run_stages(
+    prepared: Prepared,
+    cluster: str,
+    workers: Workers,
+    run_units: Runner,
+    purse: Purse | None = None,
+    meter: MetricsFile | None = None,
+) -> RunSummary:
     """Run what is left of all stages, and audit.
 
     Args:
         run_units: computes the units of an agenda, given the scheduler's address, and counts them and what failed.
         purse: that limits which units are begun.
+        meter: told how it ended.
     """
     began, computed = time.perf_counter(), Tally()
-    if prepared.total and not (purse and purse.is_stopped):
-        plan, gpus = prepared.planned.plan, gpu_count(prepared.request.device)
-        with (
-            Packer(open_store(prepared.output), plan.id, prepared.remaining, prepared.request.generation) as packer,
-            open_cluster(cluster, workers, gpus, prepared.planned.memory_bytes) as scheduler,
-        ):
-            run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed, prepared.lease.check), computed)
-        computed.notes += packer.problems
-    held_back = purse.sentence() if purse and purse.is_stopped else ""
-    return finish(prepared.planned, prepared.request, prepared.output, computed, time.perf_counter() - began, held_back)
+    with meter or nullcontext():
+        if prepared.total and not (purse and purse.is_stopped):
+            plan, gpus = prepared.planned.plan, gpu_count(prepared.request.device)
+            with (
+                Packer(open_store(prepared.output), plan.id, prepared.remaining, prepared.request.generation) as packer,
+                open_cluster(cluster, workers, gpus, prepared.planned.memory_bytes) as scheduler,
+            ):
+                run_units(scheduler, Agenda(plan.stages, prepared.remaining, packer.committed, prepared.lease.check), computed)
+            computed.notes += packer.problems
+        if meter and meter.problem:
+            computed.notes.append(meter.problem)
+        held_back = purse.sentence() if purse and purse.is_stopped else ""
+        seconds = time.perf_counter() - began
+        summary = finish(prepared.planned, prepared.request, prepared.output, computed, seconds, held_back)
+        if meter:
+            meter.end("complete" if summary.status == "complete" else "partial", summary.failed)
+        return summary
 
 
 def segment_on_cluster(
@@ -159,6 +175,7 @@ def segment_on_cluster(
     show: Callable[[Snapshot], None] = lambda snapshot: None,
     budget: Budget | None = None,
     claim: Claim | None = None,
+    metrics: str | None = None,
 ) -> RunSummary:
     """Segment an image on dask workers; Prefect is not imported.
 
@@ -169,16 +186,21 @@ def segment_on_cluster(
         show: called with the progress, at most once a second.
         budget: that the output may take, earlier runs included; the run ends ``partial`` before it would be passed.
         claim: how to ask for the output, which no other run may write meanwhile.
+        metrics: file for the numbers of the run, in ``.prom`` or ``.json``.
     """
     with prepared_run(job, cluster, workers, claim) as prepared:
-        return _segment(prepared, cluster, workers, show, budget)
+        return _segment(prepared, cluster, workers, show, open_purse(prepared, budget), open_meter(metrics, prepared))
 
 
 def _segment(
-    prepared: Prepared, cluster: str, workers: Workers, show: Callable[[Snapshot], None], budget: Budget | None
+    prepared: Prepared,
+    cluster: str,
+    workers: Workers,
+    show: Callable[[Snapshot], None],
+    purse: Purse | None,
+    meter: MetricsFile | None,
 ) -> RunSummary:
-    purse = open_purse(prepared, budget)
-    progress = Progress(prepared.total, show)
+    progress = Metered(Progress(prepared.total, show), meter)
 
     def run_all(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
         def note(record: Record) -> None:
@@ -190,4 +212,4 @@ def _segment(
         units = Capped(agenda, purse, prepared.output)
         run_units(scheduler, prepared.output, prepared.request.key, units, note, computed.fail)
 
-    return run_stages(prepared, cluster, workers, run_all, purse)
+    return run_stages(prepared, cluster, workers, run_all, purse, meter)

@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.claims import flow_claim
 from flows.clusters import Workers
 from flows.dispatch import run_units
+from flows.metrics_file import Metered, MetricsFile, open_meter
 from flows.options import prices_of
 from flows.progress import Progress, Snapshot
 from flows.run import Prepared, open_purse, prepared_run, run_stages
@@ -65,7 +66,12 @@ def _flow_run_name() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=CONCURRENT_BATCHES),
 )
 def segment_volume(
-    job: SegmentationJob, cluster: str = "local", workers: Workers = 2, budget: str | None = None, price: str | None = None
+    job: SegmentationJob,
+    cluster: str = "local",
+    workers: Workers = 2,
+    budget: str | None = None,
+    price: str | None = None,
+    metrics: str | None = None,
 ) -> dict:
     """Segment one image.
 
@@ -75,14 +81,23 @@ def segment_volume(
         workers: Worker processes, each with memory of its own, that a local cluster starts.
         budget: What the output may take, earlier runs included: worker hours (2h, 90min) or money (5 EUR); no block is begun beyond it.
         price: What a worker costs for an hour, such as 2.50 EUR; that of UNET_PRICE unless told.
+        metrics: File for the numbers of the run, .prom as Prometheus reads it or .json; replaced every few seconds.
     """
     logger = get_run_logger()
     limit = prices_of(budget or None, price or None)[0]
     with prepared_run(job, cluster, workers, flow_claim(runtime.flow_run.id, logger.info)) as prepared:
-        return _segment_prepared(prepared, job, cluster, workers, open_purse(prepared, limit))
+        watched = (open_purse(prepared, limit), open_meter(metrics or None, prepared))
+        return _segment_prepared(prepared, job, cluster, workers, *watched)
 
 
-def _segment_prepared(prepared: Prepared, job: SegmentationJob, cluster: str, workers: Workers, purse: Purse | None) -> dict:
+def _segment_prepared(
+    prepared: Prepared,
+    job: SegmentationJob,
+    cluster: str,
+    workers: Workers,
+    purse: Purse | None,
+    meter: MetricsFile | None,
+) -> dict:
     logger = get_run_logger()
     plan = prepared.planned.plan
     logger.info(
@@ -104,7 +119,7 @@ def _segment_prepared(prepared: Prepared, job: SegmentationJob, cluster: str, wo
 
     batches: list[dict] = []
     stopping = threading.Event()
-    progress = Progress(prepared.total, show)
+    progress = Metered(Progress(prepared.total, show), meter)
 
     def run_batches(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
         running: dict[PrefectFuture, Batch] = {}
@@ -141,7 +156,7 @@ def _segment_prepared(prepared: Prepared, job: SegmentationJob, cluster: str, wo
     def batch_size(stage: str) -> int:
         return max(SMALLEST_BATCH, -(-len(prepared.remaining[stage]) // BATCH_COUNT))
 
-    summary = run_stages(prepared, cluster, workers, run_batches, purse)
+    summary = run_stages(prepared, cluster, workers, run_batches, purse, meter)
     create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")
     create_markdown_artifact(_tell(summary), key="segmentation-summary", description=f"Result of {job.image}")
     if summary.status != "complete":
@@ -171,7 +186,7 @@ def segment_batch(
     stage: str,
     first: int,
     last: int,
-    progress: Progress,
+    progress: Metered,
     stopping: threading.Event,
     log_units: bool = True,
     purse: Purse | None = None,
