@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from flows.clusters import Workers, open_cluster, worker_bounds
@@ -30,6 +30,7 @@ from unet_core.trial import (
 )
 
 _MOST_WARMING = 8  # blocks that warm workers up
+_LONGEST_WAIT = 60  # seconds, for workers that a queue starts
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def try_blocks(planned: Planned, output: str, cluster: str, workers: Workers, co
         _temporary(output) as place,
         open_cluster(cluster, workers, gpu_count(planned.request.device), planned.memory_bytes) as scheduler,
     ):
-        several = _worker_count(scheduler)
+        several = _worker_count(scheduler, 1 if "://" in cluster else worker_bounds(workers)[0])
         warming = min(several, _MOST_WARMING)
         chosen = choose_blocks(finest.grid, left[finest.name], count + warming)
         boxes = (finest.grid.block(index) for index in chosen)
@@ -152,13 +153,16 @@ def _temporary(output: str) -> Iterator[str]:
             shutil.rmtree(local_path(place), ignore_errors=True)
 
 
-def _worker_count(scheduler: str | None) -> int:
+def _worker_count(scheduler: str | None, expected: int) -> int:
+    """Workers that are there, once as many are as are expected, or after a while."""
     if scheduler is None:
         return 1
     from distributed import Client
 
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
         client.wait_for_workers(1)
+        with suppress(TimeoutError):
+            client.wait_for_workers(expected, timeout=_LONGEST_WAIT)
         return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
