@@ -37,7 +37,8 @@ _REASONS = (
     (("NoSuchBucket",), "the bucket does not exist; check its name, AWS_ENDPOINT_URL and AWS_REGION"),
     (
         ("403 Forbidden", "401 Unauthorized", "necessary privileges"),
-        "permission denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do with the bucket",
+        "permission denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do with the bucket; without credentials only what "
+        "is public can be read (AWS_SKIP_SIGNATURE)",
     ),
     (("incorrectly configured region", "301 Moved"), "the bucket lies in another region; set AWS_REGION to it"),
     (

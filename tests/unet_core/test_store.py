@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.unet_core.test_segment import digest
 from unet_core.errors import InputError
+from unet_core.job import make_job
+from unet_core.segment import run
 from unet_core.store import check_url, local_path, open_store, redacted, storage_errors, this_writer
 
 WRITER = """
@@ -257,3 +261,27 @@ def test_what_errors_of_object_stores_mean(text: str, words: str) -> None:
 
     with pytest.raises(InputError, match=words), storage_errors("s3://bucket/x"):
         raise GenericError(text)
+
+
+def test_a_public_bucket_is_read_without_credentials_and_a_private_one_is_not(
+    endpoint: str,
+    make_model: Callable[..., Path],
+    make_image: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import boto3
+
+    client, image, model = boto3.client("s3", endpoint_url=endpoint), make_image((40, 50)), make_model(levels=2)
+    client.create_bucket(Bucket="public", ACL="public-read")
+    for entry in (source := open_store(str(image))).list():
+        for bucket, acl in (("public", "public-read"), ("bucket", "private")):
+            client.put_object(Bucket=bucket, Key=f"image.zarr/{entry.key}", Body=source.get(entry.key), ACL=acl)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    for name, place in (("remote", "s3://public/image.zarr"), ("local", str(image))):
+        run(make_job(image=place, output=f"{tmp_path}/{name}", model=str(model)))
+    assert digest(tmp_path / "remote") == digest(tmp_path / "local")
+    with pytest.raises(InputError, match="s3://bucket/image.zarr.* permission denied; .*without credentials only what is public"):
+        run(make_job(image="s3://bucket/image.zarr", output=f"{tmp_path}/private", model=str(model)))
