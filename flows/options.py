@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -72,7 +73,8 @@ class RunOptions:
     voxel_size: str | None = None
     """Micrometres along (z,) y, x of the finest level, e.g. 0.5,0.5; z may be left out for a 2D model on a stack."""
     roi: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated. Whole blocks are computed, so more than the box."""
+    """Only blocks that touch this box, e.g. 0:1024,512:2048; may be repeated, and name a file (.txt) with a box a line. Whole blocks are
+    computed, so more than the box."""
     mask: str | None = None
     """Image of the same extent at any resolution (not 0 is foreground), or outlines (.geojson, as QuPath exports them): whole blocks without
     foreground are not computed and are background; inside the others nothing changes, also outside the mask."""
@@ -188,7 +190,6 @@ class RunOptions:
             "level",
             "series",
             "time",
-            "roi",
             "mask",
             "tissue",
             "attach",
@@ -218,6 +219,7 @@ class RunOptions:
             "cast": self.cast,
             "measure": not self.no_measure,
             "memory_gib": self.memory_gib,
+            "roi": boxes_of(self.roi),
             **{name: getattr(self, name) for name in plain},
         }
 
@@ -234,6 +236,32 @@ def prices_of(budget: str | None, price: str | None) -> tuple[Budget | None, Pri
     text = price or settings.price()
     found = parse_price(text) if text else None
     return (parse_budget(budget, found) if budget is not None else None), found
+
+
+def boxes_of(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Boxes, those of files in their place; a line of a file that begins with # is none.
+
+    Raises:
+        JobError: if a file cannot be read, or holds none.
+    """
+    from unet_core.errors import JobError
+
+    boxes: list[str] = []
+    for text in texts:
+        if not text.lower().endswith(".txt"):
+            boxes.append(text)
+            continue
+        try:
+            lines = Path(text).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise JobError(
+                f"--roi file {text} cannot be read ({getattr(error, 'strerror', None) or 'no text in UTF-8'})."
+            ) from None
+        found = ["".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise JobError(f"--roi file {text} holds no box; write one a line, such as 0:1024,512:2048.")
+        boxes += found
+    return tuple(boxes)
 
 
 def numbers_of(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:

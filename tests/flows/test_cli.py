@@ -308,6 +308,16 @@ def test_a_region_of_a_plan_tells_how_many_blocks_are_wanted(
     code, out, _ = call(monkeypatch, capsys, "plan", make_image((90, 70)), tmp_path / "out", *options)
     assert code == 0
     assert json.loads(out.splitlines()[-1])["blocks"] == "9 of (32, 32) voxels; 2 wanted, those that touch --roi"
+    (tmp_path / "boxes.txt").write_text("# of cells\n30:40, 0:10\n\n0:5,0:5\n")
+    options = (*options[:4], "--roi", tmp_path / "boxes.txt", "--roi", "80:81,60:61", "--json")
+    code, out, _ = call(monkeypatch, capsys, "plan", make_image((90, 70)), tmp_path / "o", *options)
+    assert json.loads(out.splitlines()[-1])["blocks"] == "9 of (32, 32) voxels; 3 wanted, those that touch --roi"
+    (tmp_path / "empty.txt").write_text("# none\n")
+    for name, words in (("empty.txt", "holds no box"), ("nowhere.txt", "cannot be read (No such file or directory)")):
+        code, _, err = call(
+            monkeypatch, capsys, "plan", make_image((90, 70)), tmp_path / "o", *options[:4], "--roi", tmp_path / name
+        )
+        assert (code, words in err) == (2, True), err
     code, out, _ = call(monkeypatch, capsys, "plan", "--help")
     assert "Whole blocks are computed" in " ".join(out.replace("│", " ").split())
 
