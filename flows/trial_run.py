@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -121,15 +122,24 @@ def try_blocks(planned: Planned, output: str, cluster: str, workers: Workers, co
         finish(asked, request, place, Tally(), 0.0, "trial")
         audit = (time.perf_counter() - audited) / len(records)
         ending = time.perf_counter()
-    blocks = [(moment, record) for moment, record in arrived if record.stage == finest.name]
-    warm = {record.index for _, record in blocks[:warming]} if len(blocks) < len(left[finest.name]) else set()
-    kept = [record for record in records if record.stage != finest.name or record.index not in warm]
+    ended, done = time.perf_counter(), Counter(record.stage for record in records)
+    kept = records if done[finest.name] == len(left[finest.name]) else _without_first(records, warming)
     usual = [record.work_seconds for record in kept if record.stage == finest.name]
-    ended = time.perf_counter()
-    start = max(0.0, blocks[0][0] - began - sum(usual) / len(usual)) + (ended - ending)
-    tried = Tried(kept, len(blocks), start, audit, several)
+    first = next(moment for moment, record in arrived if record.stage == finest.name)
+    start = max(0.0, first - began - sum(usual) / len(usual)) + (ended - ending)
+    tried = Tried(kept, done, start, audit, several)
     most = (max(values) for values in zip(*peaks, strict=True))
     return Trial(estimate(plan, left, tried), ended - began, several, *most)
+
+
+def _without_first(records: list[Record], count: int) -> list[Record]:
+    """Without the first of each stage, in which workers load what it needs; of stages with few units all."""
+    done, seen, kept = Counter(record.stage for record in records), Counter[str](), []
+    for record in records:
+        seen[record.stage] += 1
+        if seen[record.stage] > count or done[record.stage] <= count:
+            kept.append(record)
+    return kept
 
 
 @contextmanager

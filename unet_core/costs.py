@@ -18,6 +18,7 @@ from unet_core.plan import Plan
 from unet_core.prices import HOUR, Price
 from unet_core.spending import Spending, every_record
 from unet_core.store import Store, absolute, open_store
+from unet_core.wording import counted
 
 By = Literal["project", "owner", "model", "month", "output", "hardware"]
 _READERS = 8
@@ -99,7 +100,7 @@ def sum_costs(places: Iterable[str], by: By = "project", since: datetime | None 
     if not urls:
         raise JobError("No output of unet segment or unet archive was found; name folders or prefixes that hold some.")
     rows: dict[str, Row] = {}
-    total, notes = Row("total"), []
+    total, notes, undated = Row("total"), [], []
     with ThreadPoolExecutor(_READERS, "unet-costs") as readers:
         for url, found in zip(urls, readers.map(lambda url: _read(url, by, since), urls), strict=True):
             if isinstance(found, str):
@@ -111,7 +112,12 @@ def sum_costs(places: Iterable[str], by: By = "project", since: datetime | None 
                 row.spending.join(spending)
                 total.spending.join(spending)
             total.outputs += bool(found.groups)
-            notes += [f"{url}: {found.note}"] if found.note else []
+            undated.append(found.undated)
+    if any(undated):
+        where = counted(sum(map(bool, undated)), "output")
+        notes.append(
+            f"{sum(undated)} records in {where}, of an earlier release, have no date, and count by that of the last run."
+        )
     ordered = sorted(rows.values(), key=lambda row: (-row.spending.work_seconds, row.group))
     return Costs(by, tuple(sorted(ordered, key=lambda row: row.group) if by == "month" else ordered), total, tuple(notes))
 
@@ -119,7 +125,7 @@ def sum_costs(places: Iterable[str], by: By = "project", since: datetime | None 
 @dataclass
 class _Found:
     groups: dict[str, Spending] = field(default_factory=dict)
-    note: str = ""
+    undated: int = 0
 
 
 def _read(url: str, by: By, since: datetime | None) -> _Found | str:
@@ -133,19 +139,17 @@ def _read(url: str, by: By, since: datetime | None) -> _Found | str:
 
 
 def _summed(url: str, store: Store, plan: Plan, request: Request | None, by: By, since: datetime | None) -> _Found:
-    found, finest, undated = _Found(), plan.stages[0].name, 0
+    found, finest = _Found(), plan.stages[0].name
     group_of = _grouping(url, plan, request, by)
     dated = since is not None or by == "month"
     last = _last_run(store) if dated else None
     for record in every_record(store, plan):
         ended = _ended(record) if dated else None
-        undated += dated and ended is None
+        found.undated += dated and ended is None
         ended = ended or last
         if since is not None and ended is not None and ended < since:
             continue
         found.groups.setdefault(group_of(record, ended), Spending()).add(record, record.stage == finest)
-    if undated:
-        found.note = f"{undated} records of an earlier release have no date, and count by that of the last run."
     return found
 
 

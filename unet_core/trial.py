@@ -73,15 +73,15 @@ class Tried:
     """What a trial saw.
 
     Args:
-        records: of its units, but of those that ended first, which warmed the workers up.
-        blocks: of the finest level that it computed, all of them.
+        records: of its units, but of those of each stage that ended first, which warmed the workers up.
+        units: that it computed by the name of their stage, all of them.
         start_seconds: until the first block was begun; the end of the workers is among it.
         audit_seconds: for each unit.
         workers: that worked at once.
     """
 
     records: Sequence[Record]
-    blocks: int
+    units: Mapping[str, int]
     start_seconds: float
     audit_seconds: float
     workers: int
@@ -131,6 +131,7 @@ def estimate(plan: Plan, left: Mapping[str, Sequence[int]], tried: Tried) -> Est
         tried: what was seen.
     """
     work, held, stored = (Amount(0.0, 0.0) for _ in range(3))
+    blocks = len(left[plan.stages[0].name])
     for stage in plan.stages:
         records = [record for record in tried.records if record.stage == stage.name]
         wanted = left.get(stage.name, ())
@@ -144,15 +145,17 @@ def estimate(plan: Plan, left: Mapping[str, Sequence[int]], tried: Tried) -> Est
             work, held = work + _all_of(plan, grid, wanted, seconds), held + _all_of(plan, grid, wanted, device)
             stored += _all_of(plan, grid, wanted, sizes)
             continue
-        by_units, by_blocks = len(wanted) / len(records), len(left[plan.stages[0].name]) / tried.blocks
-        # Of what a coarser unit is made from, a trial has some blocks only: it takes more than that, and less than in proportion.
-        factor = by_blocks if stage.grid.block_count == 1 else sqrt(by_units * by_blocks) if stage.kind in _LEVELS else by_units
-        work += Amount(sum(seconds.values()) * factor, 0.0)
-        held += Amount(sum(device.values()) * factor, 0.0)
-        stored += Amount(sum(sizes.values()) * (by_blocks if stage.kind in _LEVELS else factor), 0.0)
+        done = tried.units[stage.name]
+        by_units, by_blocks = len(wanted) / done, blocks / tried.units[plan.stages[0].name]
+        # The one unit of a stage takes some time whatever there is, and some for each block. Of what a coarser unit is made from, a trial
+        # has some blocks only: it takes more than that, and less than in proportion.
+        is_shared = stage.grid.block_count == 1 or stage.kind in _LEVELS
+        factor = sqrt(by_units * by_blocks) if is_shared else by_units
+        work += Amount(fmean(seconds.values()) * done * factor, 0.0)
+        held += Amount(fmean(device.values()) * done * factor, 0.0)
+        stored += Amount(fmean(sizes.values()) * done * (by_blocks if is_shared else by_units), 0.0)
     units = sum(len(indices) for indices in left.values())
     busiest = held if held.value >= work.value / _THREADS else work.times(1 / _THREADS)
-    blocks = len(left[plan.stages[0].name])
     last = 0.5 * work.value / max(1, blocks) if tried.workers > 1 else 0.0  # workers do not end at the same time
     audit = tried.audit_seconds * units
     fixed = tried.start_seconds + last + audit

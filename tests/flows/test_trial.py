@@ -41,7 +41,7 @@ def test_blocks_are_chosen_from_every_stratum_in_proportion_and_always_the_same(
 
 
 def tried(records: list[Record]) -> Tried:
-    return Tried(records, len(records), start_seconds=10.0, audit_seconds=0.0, workers=2)
+    return Tried(records, {"segment": len(records)}, start_seconds=10.0, audit_seconds=0.0, workers=2)
 
 
 @pytest.mark.parametrize("seed", range(3))

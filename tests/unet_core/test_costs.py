@@ -150,8 +150,8 @@ def test_records_without_a_time_count_by_the_last_run_and_damaged_outputs_are_na
     found = sum_costs([str(tmp_path / "runs")], "month")
     assert [(row.group, row.spending.units) for row in found.rows] == [("2026-02", 9)]
     assert len(found.notes) == 2
-    assert "9 records of an earlier release have no date" in found.notes[0]
-    assert "runs/b is left out: .unet/plan.json" in found.notes[1]
+    assert "9 records in 1 output, of an earlier release, have no date" in found.notes[1]
+    assert "runs/b is left out: .unet/plan.json" in found.notes[0]
 
 
 def test_outputs_are_found_below_folders_and_prefixes(
