@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from flows.clusters import Workers, check_cluster, check_reachable, open_cluster
+from flows.clusters import Workers, check_cluster, check_reachable, device_elsewhere, open_cluster
 from flows.dispatch import ClusterLostError, run_units
 from flows.metrics_file import Metered, MetricsFile, check_metrics
 from flows.progress import Progress, Snapshot
@@ -188,7 +188,7 @@ def check_archive(
     images_at_once(cluster, at_once)
     archive = prepare_archive(job, show)
     if archive.jobs:
-        check_reachable(cluster)
+        check_reachable(cluster, device_elsewhere(cluster, job.device) or resolve_device(job.device))
     return archive
 
 
@@ -313,8 +313,9 @@ def on_cluster(archive: PreparedArchive, board: Board, cluster: str, workers: Wo
     """
     board.write()
     job = archive.job
+    device = device_elsewhere(cluster, job.device) or resolve_device(job.device)
     try:
-        with open_cluster(cluster, workers, gpu_count(resolve_device(job.device)), int(job.memory_gib * GIB)) as scheduler:
+        with open_cluster(cluster, workers, gpu_count(device), int(job.memory_gib * GIB)) as scheduler:
             try:
                 yield scheduler
             except BaseException:

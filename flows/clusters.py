@@ -155,8 +155,33 @@ def _check_expiry(cluster: str, path: str) -> None:
         )
 
 
-def check_reachable(cluster: str) -> None:
-    """Refuse a scheduler that does not answer, or has no workers; does nothing for other clusters.
+def device_elsewhere(cluster: str, device: str) -> str | None:
+    """The device of workers on other machines; None if this machine's is meant.
+
+    A machine from which jobs are submitted rarely has a GPU itself.
+
+    Raises:
+        JobError: if GPUs are asked of workers that have none.
+    """
+    is_gpu = re.fullmatch(r"cuda(:\d+)?", device) is not None
+    if "://" in cluster:
+        return "cuda" if is_gpu else None
+    backend, settings = settings_of(cluster)
+    if settings is None or not (is_gpu or device in ("auto", "cpu")):
+        return None
+    if is_gpu and not settings.gpus:
+        raise JobError(
+            f"--device is {device}, but workers of cluster '{cluster}' have no GPU; write gpus = 1 into a file for {backend}."
+        )
+    return "cuda" if settings.gpus and device != "cpu" else "cpu"
+
+
+def check_reachable(cluster: str, device: str = "cpu") -> None:
+    """Refuse a scheduler that does not answer, or has no workers, or none with a GPU; does nothing for other clusters.
+
+    Args:
+        cluster: as it was asked for.
+        device: that workers are to have.
 
     Raises:
         JobError: with what to start.
@@ -179,12 +204,20 @@ def check_reachable(cluster: str) -> None:
     try:
         with Client(cluster, set_as_default=False, timeout=CONNECT_SECONDS) as client:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            offers = [
+                worker["resources"].get("GPU", 0) >= 1 for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+            ]
     except TimeoutError:
         raise JobError(
             f"The scheduler at {cluster} had no workers for {WORKER_SECONDS} s; start some with 'dask worker {cluster}'."
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"No connection to the scheduler at {cluster} ({str(error)[:200]}); {remedy}") from None
+    if device.startswith("cuda") and not any(offers):
+        raise JobError(
+            f"--device asks for GPUs, and none of {len(offers)} workers at {cluster} offers one; start a worker for each GPU with "
+            f"'CUDA_VISIBLE_DEVICES=0 dask worker {cluster} --resources GPU=1', or use --device cpu."
+        )
 
 
 def _greeting(address: str) -> int:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 from distributed import Client, Future, KilledWorker, as_completed
 
+from flows.clusters import THREADS
 from unet_core.agenda import UnitId, Units
 from unet_core.errors import BlockError, UnetCoreError
-from unet_core.ledger import Record
+from unet_core.ledger import Record, read_request
 from unet_core.pipeline import run_ready
+from unet_core.store import open_store
 from unet_core.worker import run_unit
 
 ENDED = ("finished", "error")  # a future of a scheduler that is gone is cancelled
@@ -104,6 +106,8 @@ class _Dispatch:
         # Two results of one image, made at once, have the same request.
         self._run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
         self._window = _Window(client)
+        needs_gpu = read_request(open_store(output_url)).device.startswith("cuda")
+        self._resources = {"GPU": 1 / THREADS} if needs_gpu else None  # a worker has one: while a unit computes, another is read
         self._flying: dict[str, UnitId] = {}
         self._suspects: list[UnitId] = []  # units that were in a worker when it died, with others
 
@@ -139,7 +143,9 @@ class _Dispatch:
         stages, indices = zip(*units, strict=True)
         places = [self._output_url] * len(units), [self._request_key] * len(units)
         # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
-        started: list[Future] = self._client.map(run_unit, *places, stages, indices, key=keys, pure=False)
+        started: list[Future] = self._client.map(
+            run_unit, *places, stages, indices, key=keys, pure=False, resources=self._resources
+        )
         return started
 
     def _run_alone(self, unit: UnitId) -> None:

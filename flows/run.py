@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.clusters import Workers, check_cluster, check_reachable, open_cluster, worker_bounds
+from flows.clusters import Workers, check_cluster, check_reachable, device_elsewhere, open_cluster, worker_bounds
 from flows.dispatch import run_units
 from flows.metrics_file import Metered, MetricsFile, open_meter
 from flows.progress import Progress, Snapshot
@@ -59,14 +59,14 @@ def check_job(job: SegmentationJob, cluster: str, workers: Workers, claim: Claim
     check_writable(job.output)
     check_free(job.output, claim)
     planned = plan_job(job, cluster, workers)
-    check_reachable(cluster)
+    check_reachable(cluster, planned.request.device)
     return planned
 
 
 def plan_job(job: SegmentationJob, cluster: str, workers: Workers) -> Planned:
     """The same for a cluster that is known to be there."""
     check_writable(job.output)
-    planned = resolve(job)
+    planned = resolve(job, device_elsewhere(cluster, job.device))
     check_output(planned, job.output)
     check_memory(planned, cluster, workers)
     return planned

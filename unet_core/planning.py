@@ -107,14 +107,18 @@ class Planned:
         return f"; {len(wanted)} wanted, those that touch --roi"
 
 
-def resolve(job: SegmentationJob) -> Planned:
+def resolve(job: SegmentationJob, device: str | None = None) -> Planned:
     """The plan of a job, its request, the memory it needs, and warnings; nothing is written.
+
+    Args:
+        job: as asked.
+        device: of workers on other machines, taken at its word; None for what the job's device means on this one.
 
     Raises:
         InputError: in one of its kinds, if the job cannot be run as asked.
     """
     check_places(job)  # a job may come from anywhere, also from a form in a browser
-    device = resolve_device(job.device)
+    device = device or resolve_device(job.device)
     check_precision(job.precision, device)
     ensemble = Ensemble(tuple(load_model(model, job.trust_model) for model in job.models), job.symmetries)
     check_alike(ensemble.packages)
