@@ -77,8 +77,8 @@ class Result:
         volume = open_volume(f"{self.url.rstrip('/')}/{image.path}".rstrip("/"), level, missing="fill")
         absent = {f"{image.array_path(level)}/{key}" for key in volume.missing_chunks()}
         stage = next(stage.name for stage in self.plan.stages if stage.level == level and image in self.plan.images_of(stage))
-        records = ledger.read_records(open_store(self.url), stage, self.plan.id) if absent else {}
-        lost = sorted(absent & {shard.key for record in records.values() for shard in record.objects if not shard.empty})
+        records = ledger.iterate_records(open_store(self.url), stage, self.plan.id) if absent else iter(())
+        lost = sorted(shard.key for one in records for shard in one.objects if not shard.empty and shard.key in absent)
         if lost:
             raise LedgerError(
                 f"{lost[0]} is missing in {self.url} ({len(lost)} in all); run the same command again to compute it."
