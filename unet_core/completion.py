@@ -18,7 +18,7 @@ from unet_core.errors import InputError
 from unet_core.job import SegmentationJob
 from unet_core.ledger import Request
 from unet_core.plan import NUMERICS, InputPlan, Plan, canonical_json
-from unet_core.store import Store, is_remote, local_path, open_store
+from unet_core.store import Store, absolute, is_remote, local_path, open_store
 from unet_core.volumes import open_volume
 from unet_core.volumes.single_file import fingerprint
 
@@ -110,16 +110,17 @@ def completed_before(job: SegmentationJob, asked: Asked) -> Completion | None:
         if found is None or found.asked != asked.job:
             return None
         plan = ledger.find_plan(store)
-        return found if plan is not None and plan.id == found.plan and _is_same_image(job, plan, found, asked) else None
+        # Files that were unpacked together are often of one size and time, so that these tell a change of the same file alone.
+        has_tag = request is not None and absolute(job.image) == request.image and asked.image_tag == found.image_tag
+        return found if plan is not None and plan.id == found.plan and _is_same_image(job, plan, has_tag) else None
     except (InputError, OSError):  # what is wrong is told when it is planned
         return None
 
 
-def _is_same_image(job: SegmentationJob, plan: Plan, found: Completion, asked: Asked) -> bool:
+def _is_same_image(job: SegmentationJob, plan: Plan, has_tag: bool) -> bool:
     planned, remote = plan.input.fingerprint, is_remote(job.image)
     if not remote and set(planned) in _ONE_FILE:
-        unchanged = asked.image_tag is not None and asked.image_tag == found.image_tag
-        return unchanged or fingerprint(local_path(job.image)) == planned
+        return (has_tag and os.path.isfile(local_path(job.image))) or fingerprint(local_path(job.image)) == planned
     if remote and set(planned) == _ONE_OBJECT:
         from unet_core.object_store import S3Store
 

@@ -242,6 +242,21 @@ def test_names_with_percent_signs_are_no_escapes_below_a_url(
     assert out.count(" complete ") == 1
 
 
+def test_another_image_of_the_same_size_and_time_is_not_taken_for_the_one_that_is_complete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_model: Maker, tmp_path: Path
+) -> None:
+    """As of files that were unpacked together; the list that named them was wrong, and is corrected."""
+    for number, name in enumerate("ab"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", textured((20, 30), number))
+        os.utime(tmp_path / f"{name}.tif", ns=(10**18, 10**18))
+    arguments = ("archive", tmp_path / "list.csv", tmp_path / "out", "--model", make_model(levels=2), "--cluster", "serial")
+    for name, expected in (("a", 0), ("b", 3), ("a", 0)):
+        (tmp_path / "list.csv").write_text(f"image,output\n{name}.tif,one\n")
+        code, _, err = call(monkeypatch, capsys, *arguments)
+        assert code == expected, err
+        assert ("content of the image" in summary_of(tmp_path / "out")["one.zarr"]["reason"]) == (name == "b")
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no such folder", {"images": "nowhere"}, "Images not found"),
     ("no image", {"images": "empty"}, "No image found"),
