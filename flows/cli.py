@@ -196,6 +196,7 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
         if json:
             print_json(states)
         return 0
+    from unet_core.attempts import read_quarantined
     from unet_core.lease import find_holder
     from unet_core.segment import read_status
     from unet_core.store import open_store
@@ -207,8 +208,15 @@ def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
     holder = find_holder(open_store(output))
     if holder is not None:
         print(f"  held by {visible(holder.sentence())}")
+    quarantined = [attempts.sentence() for attempts in read_quarantined(open_store(output))]
+    for text in quarantined[:10]:
+        print(f"  failed: {visible(text)}")
+    if len(quarantined) > 10:
+        print(f"  and {len(quarantined) - 10:,} more")
     if json:
-        print_json(asdict(found) | {"holder": holder and holder.model_dump(mode="json", by_alias=True)})
+        print_json(
+            asdict(found) | {"holder": holder and holder.model_dump(mode="json", by_alias=True), "quarantined": quarantined}
+        )
     return 0
 
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from distributed import Client, Future, KilledWorker, as_completed
 
+from flows import settings
 from flows.clusters import THREADS
+from flows.supervision import NO_PROGRESS_SECONDS, Watch, run_watched
 from unet_core.agenda import UnitId, Units
+from unet_core.attempts import MOST_ATTEMPTS, Retried
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.ledger import Record, read_request
 from unet_core.pipeline import run_ready
 from unet_core.store import open_store
-from unet_core.worker import run_unit
 
 ENDED = ("finished", "error")  # a future of a scheduler that is gone is cancelled
 LOST = ("lost", "pending")  # it had ended, but the worker that held what it returned died before it was asked: dask runs it again
@@ -46,6 +48,7 @@ def run_units(
 
     Raises:
         ClusterLostError: if the scheduler went away; what is committed stays committed.
+        StalledError: if nothing moves any more.
     """
     if scheduler is None:
         for outcome in run_ready(output_url, request_key, units):
@@ -55,12 +58,8 @@ def run_units(
                 on_record(outcome)
         return
 
-    def note(record: Record) -> None:
-        units.committed(record.stage, record.index)
-        on_record(record)
-
     with Client(scheduler, set_as_default=False, timeout="30s") as client:
-        _Dispatch(client, scheduler, output_url, request_key, units, note, on_failure).run()
+        _Dispatch(client, scheduler, output_url, request_key, units, on_record, on_failure).run()
 
 
 class _Window:
@@ -101,7 +100,9 @@ class _Dispatch:
         on_failure: Callable[[str], None],
     ) -> None:
         self._client, self._scheduler = client, scheduler
-        self._output_url, self._request_key, self._units = output_url, request_key, units
+        self._output_url, self._request_key = output_url, request_key
+        self._units = Retried(units, open_store(output_url))
+        self._watch = Watch(client, settings.no_progress_seconds(NO_PROGRESS_SECONDS))
         self._on_record, self._on_failure = on_record, on_failure
         # Two results of one image, made at once, have the same request.
         self._run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
@@ -116,6 +117,7 @@ class _Dispatch:
         while self._flying:
             while self._flying:
                 ended = _next_ended(completed)
+                self._watch.check(self._flying)
                 records = self._fetch([future for future in ended if future.status == "finished"])
                 for future in ended:
                     if future.status in LOST and future.key not in records:
@@ -144,20 +146,28 @@ class _Dispatch:
         places = [self._output_url] * len(units), [self._request_key] * len(units)
         # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
         started: list[Future] = self._client.map(
-            run_unit, *places, stages, indices, key=keys, pure=False, resources=self._resources
+            run_watched, *places, stages, indices, key=keys, pure=False, resources=self._resources
         )
         return started
 
     def _run_alone(self, unit: UnitId) -> None:
         """Try a unit with no other in flight, so that none is blamed for another."""
-        (future,) = self._submit([unit], "-alone")
-        for _ in as_completed([future], loop=self._client.loop):
-            pass
+        completed = as_completed(self._submit([unit], "-alone"), loop=self._client.loop)
+        while not (ended := _next_ended(completed)):
+            self._watch.check(self._flying)
+        (future,) = ended
         _, killed = self._take_over(future, {})
         if killed is not None:
-            self._on_failure(
-                f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too ({killed})"
-            )
+            text = f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too ({killed})"
+            self._quarantine(
+                unit, text, MOST_ATTEMPTS
+            )  # with the deaths before, in which it was not alone, it has had its chances
+
+    def _quarantine(self, unit: UnitId, reason: str, attempts: int = 1) -> None:
+        """Have a unit that failed tried again, or give it up."""
+        text = self._units.failed(unit, reason, attempts)
+        if text is not None:
+            self._on_failure(text)
 
     def _fetch(self, futures: list[Future]) -> dict[str, Record]:
         """What futures brought, by their keys, in one message for all; nothing where that cannot be had of all of them any more."""
@@ -176,12 +186,15 @@ class _Dispatch:
                 "run the same command again to resume."
             )
         unit = self._flying.pop(future.key)
+        self._watch.moved()
         found = records.get(future.key)
         error = future.exception() if found is None and future.status == "error" else None
         if error is None:
-            self._on_record(future.result() if found is None else found)
+            record = future.result() if found is None else found
+            self._units.committed(record.stage, record.index)
+            self._on_record(record)
         elif isinstance(error, BlockError):
-            self._on_failure(str(error))
+            self._quarantine(unit, str(error))
         elif not isinstance(error, KilledWorker):
             raise error
         future.release()

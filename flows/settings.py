@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NARROWEST_TERMINAL = 40
+MOST_MINUTES = 100_000
 SHORTEST_LEASE, LONGEST_LEASE = 0.3, 3600.0  # seconds
 
 # Set before Prefect or dask are imported; what the user has set stays.
@@ -86,6 +87,26 @@ def lease_seconds() -> float | None:
 
         raise JobError(f"UNET_LEASE_SECONDS is '{text[:60]}'; give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds.")
     return seconds
+
+
+def no_progress_seconds(usual: float) -> float:
+    """For how long nothing may move before a run ends, from UNET_NO_PROGRESS_MINUTES.
+
+    Raises:
+        JobError: if it is no such number.
+    """
+    text = os.environ.get("UNET_NO_PROGRESS_MINUTES")
+    if not text:
+        return usual
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= MOST_MINUTES:
+        from unet_core.errors import JobError
+
+        raise JobError(f"UNET_NO_PROGRESS_MINUTES is '{text[:60]}'; give minutes, more than 0 and at most {MOST_MINUTES:,}.")
+    return 60 * minutes
 
 
 def widen_terminal() -> None:

@@ -12,6 +12,7 @@ from unet_core.errors import LedgerError
 from unet_core.geometry import Box
 from unet_core.ledger import Request
 from unet_core.plan import ImagePlan, Plan
+from unet_core.pulse import PULSE
 from unet_core.resume import is_wanted
 from unet_core.stages import Stage
 from unet_core.store import Store
@@ -53,6 +54,7 @@ def read_objects(
     Raises:
         LedgerError: likewise.
     """
+    PULSE.beat()  # what is made from many blocks may take long
     if not is_wanted(plan, request, stage, index):
         return {}
     # A worker that was sent for an earlier request may end late, and leave a unit that saw less.

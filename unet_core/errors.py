@@ -75,4 +75,10 @@ class GroupError(UnetCoreError):
 
 
 class BlockError(UnetCoreError):
-    """A block failed while it was computed; the message names the block and its box."""
+    """A block failed while it was computed; the message names the block and its box.
+
+    Attributes:
+        unit: stage and index, where they are known.
+    """
+
+    unit: tuple[str, int] | None = None

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from unet_core.agenda import Agenda, Units
+from unet_core.attempts import Retried
 from unet_core.errors import BlockError
 from unet_core.ledger import Record
+from unet_core.store import open_store
 from unet_core.worker import Unit, open_worker
 
 
@@ -33,6 +35,16 @@ def run_ready(output_url: str, request_key: str, units: Units) -> Iterator[Recor
     Raises:
         ResumeError: if image or model are no longer those of the plan.
     """
+    retried = Retried(units, open_store(output_url))
+    for outcome in _run_ready(output_url, request_key, retried):
+        if isinstance(outcome, Record) or outcome.unit is None:
+            yield outcome
+        elif (text := retried.failed(outcome.unit, str(outcome))) is not None:
+            yield BlockError(text)
+
+
+def _run_ready(output_url: str, request_key: str, units: Units) -> Iterator[Record | BlockError]:
+    """Likewise, with each attempt that failed."""
     with ThreadPoolExecutor(1, "unet-read") as reader, ThreadPoolExecutor(1, "unet-commit") as committer:
 
         def read_next() -> Future[Unit] | None:

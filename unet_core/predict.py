@@ -28,6 +28,7 @@ from unet_core.model_package import ModelPackage
 from unet_core.normalisation import Normalisation
 from unet_core.operations import Trace
 from unet_core.plan import Precision
+from unet_core.pulse import PULSE
 from unet_core.rules import trace
 from unet_core.streaming import AXIS, Streamer
 
@@ -128,6 +129,7 @@ class Predictor:
         streamer, given = Streamer(self.traced, AXIS, length), deque[_Pass]()
         read = made = 0
         for rows in strips:
+            PULSE.beat()
             with self.planned_threads():
                 batch = self._batch(rows)
                 step, part = _Pass(batch, batch.sum(), read), streamer.push(batch)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_core import ledger, output
+from unet_core.attempts import release_quarantined
 from unet_core.changed_options import changed_option
 from unet_core.errors import JobError, ResumeError
 from unet_core.geometry import BlockGrid, Box, Shape, boxes_of
@@ -87,6 +88,7 @@ def prepare(planned: Planned, output_url: str, generation: int = 0) -> Request:
         while not check_output(planned, output_url):
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
         store.delete_leftovers()
+        release_quarantined(store)
         request = grown(ledger.find_request(store) or _lost(store, planned), planned.request)
         request = request.model_copy(update={"generation": generation})
         fence(store, generation)

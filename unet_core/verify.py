@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from unet_core import ledger, output
+from unet_core.attempts import release_quarantined
 from unet_core.audit import made_from_all, read_back, records_of, withdraw_damaged
 from unet_core.lease import Claim, hold
 from unet_core.ledger import Request
@@ -54,7 +55,7 @@ def verify(
     Args:
         url: of an output.
         repair: take back the records of what is damaged and of all that was made from it, and write the metadata anew, so that the next
-            run of the same command computes these units and no others.
+            run of the same command computes these units and no others; what is quarantined is released.
         show: is told how many records were read, of how many.
         claim: how a repair asks for the output, which no run may write meanwhile.
 
@@ -67,6 +68,8 @@ def verify(
     if repair:
         check_writable(url)
     with hold(url, claim) if repair else nullcontext():
+        if repair:
+            release_quarantined(store)
         return _verify(store, plan, request, repair, show)
 
 

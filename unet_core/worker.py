@@ -192,7 +192,9 @@ class Unit:
             kind = "" if isinstance(error, UnetCoreError) else f"{type(error).__name__}: "
             box = self.stage.grid.block(self.index)
             place = f"{self.stage.name} block {self.index} ({self.worker.plan.spatial_axes} {box})"
-            raise BlockError(f"{place}: {kind}{error}") from error
+            failure = BlockError(f"{place}: {kind}{error}")
+            failure.unit = self.stage.name, self.index
+            raise failure from error
 
 
 def compute_unit(unit: Unit) -> None:

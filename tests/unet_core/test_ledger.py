@@ -107,8 +107,8 @@ def test_a_coarser_level_is_never_made_from_a_damaged_one(
 
     monkeypatch.setattr(worker, "downsample_block", downsample)
     first = run(other)
-    assert first.status == "partial"
-    assert any("labels/classes/0/c/0/0" in text for text in first.failures)
+    assert first.status == ("complete" if damage == "passing" else "partial")  # what passes is over when it is tried again
+    assert damage == "passing" or any("labels/classes/0/c/0/0" in text for text in first.failures)
     assert run(other).status == "complete"
     assert digest(tmp_path / "second") == digest(tmp_path / "undisturbed")
 
@@ -131,7 +131,7 @@ def test_a_coarser_level_is_never_made_where_a_record_is_missing(
                 shutil.copy(aside, record)
 
     monkeypatch.setattr(worker, "downsample_block", downsample)
-    assert run(other).status == "partial"
+    assert run(other).status == ("complete" if passing else "partial")
     assert run(other).status == "complete"
     assert digest(tmp_path / "second") == digest(tmp_path / "undisturbed")
 
