@@ -65,9 +65,14 @@ class Pack:
         data: bytes = Zstd(**_ZSTD).decode(self.body)
         return data.split(b"\n")[: len(self.indices)]
 
-    def line(self, index: int) -> bytes | None:
+    def place(self, index: int) -> int | None:
+        """Where the record of a unit is; None if it is not here."""
         place = int(np.searchsorted(self.indices, index))
-        return self.lines[place] if place < len(self.indices) and self.indices[place] == index else None
+        return place if place < len(self.indices) and self.indices[place] == index else None
+
+    def line(self, index: int) -> bytes | None:
+        place = self.place(index)
+        return None if place is None else self.lines[place]
 
     def units(self, request_id: str | None) -> NDArray[np.int64]:
         """Numbers of the units whose records name a request; of all if none is asked for."""
@@ -172,7 +177,7 @@ KEPT = _KeptPacks()
 def is_packed(store: Store, plan_id: str, stage: str, index: int) -> bool:
     """Whether any pack has a record of a unit."""
     packs = (_read_slot(store, plan_id, stage, index // UNITS, slot) for slot in SLOTS)
-    return any(pack is not None and pack.line(index) is not None for pack in packs)
+    return any(pack is not None and pack.place(index) is not None for pack in packs)
 
 
 def pack_records(store: Store, plan_id: str, stage: str, number: int, candidates: Iterable[int]) -> int:
