@@ -59,6 +59,23 @@ def test_any_blocks_give_the_instances_of_the_whole(
     assert whole.max() > 12
 
 
+def test_a_2d_model_gives_each_section_of_a_stack_its_own_instances(tmp_path: Path) -> None:
+    for number in range(3):
+        save_cells(tmp_path / f"{number}", (45, 70), number)
+    save_maps(tmp_path / "image", np.stack([zarr.open_array(tmp_path / f"{one}", mode="r")[...] for one in range(3)], axis=1))
+    model, output = save_saying_model(tmp_path / "model", 2, OFFSETS[2]), tmp_path / "out"
+    fields = {"image": str(tmp_path / "image"), "output": str(output), "model": str(model), "block_shape": (2, 32, 24)}
+    run(make_job(**fields, instances="affinities", probabilities="uint8"))
+    said = as_map(np.asarray(zarr.open_array(output / "heads/edges/0", mode="r")[...]))
+    offsets = tuple((0, *offset) for offset in OFFSETS[2])
+    found = instances_of(output).astype(np.int64)
+    np.testing.assert_array_equal(found, watershed_on_affinities(said, labels_of(output) > 0, offsets))
+    sections = [set(np.unique(section)) - {0} for section in found]
+    assert all(sections)
+    assert not sections[0] & sections[1]
+    assert not sections[1] & sections[2]
+
+
 _UNTIL_KILLED = """
 import os, signal, sys
 from tests.unet_core.affinity_images import register

@@ -99,7 +99,10 @@ def _between(
     shape: Shape,
     offsets: tuple[Shape, ...],
 ) -> _Sums:
-    """What edges say of every two fragments; those of which the block holds the corner before both ends."""
+    """What edges say of every two fragments; those of which the block holds the corner before both ends.
+
+    So one block counts each, and looks ahead only. Of blocks that are not wanted, and hold but the corner of an edge, none does.
+    """
     found: _Sums = (np.zeros(0, dtype=np.uint64),) * 4
     for number, offset in enumerate(offsets):
         if any(abs(step) >= size for step, size in zip(offset, shape, strict=True)):
