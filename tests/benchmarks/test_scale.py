@@ -1,8 +1,6 @@
-"""A run keeps its memory and its workers busy, however many blocks it has; the figures of a million are those of the benchmark."""
+"""A run keeps its memory, however many blocks it has; the figures of a million, and of speed, are those of the benchmark."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
@@ -12,16 +10,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.alone
-def test_memory_stays_and_workers_are_busy() -> None:
+def test_memory_stays() -> None:
     """1,500 blocks rather than the 20,000 of the benchmark: two busy cores do 20 to 100 of them in a second."""
     found = in_child("dispatch", 1500)
     assert found["flow_growth"] < 0.05
     assert (
         found["scheduler_growth"] * found["scheduler_mib"] < 8
     )  # MiB; it fills its logs and caches, which are bounded, at first
-    assert found["flow_cpu_ms_per_block"] < 3
-    if os.getloadavg()[0] < (os.cpu_count() or 1):  # else 50 ms are over before the next block has arrived
-        assert in_child("busy", 120)["busy"] > 0.8
 
 
 def test_records_that_workers_write_are_packed_while_they_run() -> None:
