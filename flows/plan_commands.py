@@ -71,7 +71,7 @@ def _told(trial: Trial, planned: Planned, budget: Budget | None, price: Price | 
     work, on_gpu = found.work_seconds, planned.request.device.startswith("cuda")
     unit = "GPU hours" if on_gpu else "worker hours"
     lines = {
-        "measured": f"{found.tried} of {found.blocks} blocks, {trial.seconds:.1f} s; intervals hold the truth in 19 of 20 cases",
+        "measured": f"{found.tried} of {found.blocks} blocks, {trial.seconds:.1f} s; intervals (95 %) are of the choice of blocks",
         "work": f"{hours(work.value).removesuffix(' worker hours')} {unit}, give or take {_percent(work)}",
         "time": f"about {_duration(found.wall_seconds.value)} with {counted(trial.workers, 'worker')}, give or take "
         f"{_percent(found.wall_seconds)}: {found.start_seconds:.1f} s to start, {found.audit_seconds:.1f} s for the audit",

@@ -29,7 +29,7 @@ _THREADS = 2  # of a worker that work at once: one has the device, the other rea
 
 @dataclass(frozen=True)
 class Amount:
-    """A number that was estimated, and how far from it the true one lies in 19 of 20 cases."""
+    """A number that was estimated, and how far from it the true one lies in 19 of 20 choices of blocks, not of other load."""
 
     value: float
     error: float

@@ -103,6 +103,7 @@ def dispatch(blocks: int, unit: str = "nothing", limit_seconds: int = 10**9, wor
     from flows import dispatch as flow
     from tests.benchmarks import scale_units
     from unet_core.agenda import Agenda
+    from unet_core.ledger import REQUEST_KEY, Request, to_bytes
     from unet_core.packing import Packer
     from unet_core.stages import stages_of
     from unet_core.store import open_store
@@ -126,8 +127,10 @@ def dispatch(blocks: int, unit: str = "nothing", limit_seconds: int = 10**9, wor
         remaining, before = {"segment": np.arange(blocks)}, spent()
         watcher, began = threading.Thread(target=watch), time.perf_counter()
         watcher.start()
+        request = Request(plan=scale_units.record_of("segment", 0).plan, image="none", model="none", device="cpu", roi=None)
+        open_store(folder).put(REQUEST_KEY, to_bytes(request))
         try:
-            with Packer(open_store(folder), scale_units.record_of("segment", 0).plan, remaining) as packer:
+            with Packer(open_store(folder), request.plan, remaining) as packer:
                 agenda = Agenda(stages, remaining, packer.committed if unit == "recorded" else lambda stage, index: None)
                 flow.run_units(address, folder, "key", _Limited(agenda, limit_seconds), tally.add, tally.fail)
         finally:
