@@ -140,7 +140,8 @@ class _Dispatch:
     def _submit(self, units: list[UnitId], suffix: str = "") -> list[Future]:
         if not units:
             return []
-        keys = [f"{stage}-{index}-{self._run_key}{suffix}" for stage, index in units]
+        # A key of its own for each attempt: dask may still hold how the one before ended, and would give that again.
+        keys = [f"{unit[0]}-{unit[1]}-{self._run_key}{suffix}-{self._units.tried(unit)}" for unit in units]
         self._flying |= zip(keys, units, strict=True)
         stages, indices = zip(*units, strict=True)
         places = [self._output_url] * len(units), [self._request_key] * len(units)

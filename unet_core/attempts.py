@@ -68,6 +68,10 @@ class Retried:
                 self._store.delete(_key(stage, index))
         self._units.committed(stage, index)
 
+    def tried(self, unit: UnitId) -> int:
+        """How often a unit failed in this run."""
+        return self._counts.get(unit, 0)
+
     def failed(self, unit: UnitId, reason: str, attempts: int = 1) -> str | None:
         """Count what failed; a sentence if the unit is quarantined by that, None if it will be tried again."""
         count = self._counts[unit] = self._counts.get(unit, 0) + attempts

@@ -61,3 +61,35 @@ def test_a_block_that_takes_longer_but_moves_is_waited_for(
     monkeypatch.setenv("UNET_NO_PROGRESS_MINUTES", "0.17")
     with dask.config.set({"distributed.worker.preload": [str(tmp_path / "slow.py")]}):
         assert segment_on_cluster(job, "local", 1).status == "complete"
+
+
+FAILING = """
+import pathlib
+from unet_core import worker
+from unet_core.errors import BlockError
+
+def predict_or_fail(unit, predict=worker.predict_block):
+    tried = pathlib.Path(PLACE) / f"{unit.index}"
+    tried.open("a").write("x")
+    if unit.index in (4, 7) and tried.stat().st_size <= {4: 2, 7: 99}[unit.index]:
+        raise BlockError("trouble")
+    return predict(unit)
+if worker.predict_block.__name__ != "predict_or_fail":  # dask may run this twice
+    worker.predict_block = predict_or_fail
+"""
+
+
+def test_blocks_that_fail_on_workers_are_tried_again_and_then_quarantined(
+    make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "tried").mkdir()
+    (tmp_path / "failing.py").write_text(f"PLACE = {str(tmp_path / 'tried')!r}\n{FAILING}")
+    image, model = make_image((70, 90)), make_model(levels=2)
+    job = make_job(image=str(image), output=str(tmp_path / "out"), model=str(model), block_shape=(32, 32))
+    with dask.config.set({"distributed.worker.preload": [str(tmp_path / "failing.py")]}):
+        summary = segment_on_cluster(job, "local", 2)
+    assert {path.name: path.stat().st_size for path in (tmp_path / "tried").iterdir()} == {
+        str(index): 3 if index in (4, 7) else 1 for index in range(9)
+    }
+    assert (summary.status, summary.computed) == ("partial", 8)
+    assert summary.failures == ["segment block 7 (yx 64:70, 32:64): trouble (quarantined after 3 attempts)"]
