@@ -19,7 +19,7 @@ import dask
 from dask_jobqueue import SLURMCluster
 from distributed.security import Security
 
-from flows.certificates import make_certificates
+from flows.certificates import CA, ROLES, make_certificates, write_certificates
 from flows.cluster_adaptive import adapt
 from flows.cluster_settings import SlurmSettings
 from flows.clusters import THREADS, Start, interrupts_blocked, silence_dask
@@ -30,6 +30,7 @@ LOOK_SECONDS = 2.0  # between looks at the workers
 ASK_EVERY = 10  # looks between questions to SLURM while nothing was lost: a controller has others to serve
 MOST_FRUITLESS = 5  # jobs in a row that ended before their worker was there
 USUAL_MEMORY = 8 << 30  # of a worker where neither plan nor settings say it
+KEYS = "certificates"  # folder of a run's certificates
 STAGGER = 0.1  # of a worker's life, by which workers end apart
 _ENDED = (
     "BOOT_FAIL",
@@ -60,8 +61,10 @@ def slurm(start: Start) -> Iterator[str | None]:
     assert isinstance(start.settings, SlurmSettings)
     silence_dask()
     # A job may wait for hours: no worker for a while is no fault here.
-    config = DASK_CONFIG | {"distributed.scheduler.no-workers-timeout": None} | make_certificates().in_memory()
+    certificates = make_certificates()
+    config = DASK_CONFIG | {"distributed.scheduler.no-workers-timeout": None} | certificates.in_memory()
     folder = Path(tempfile.mkdtemp(prefix="unet-slurm-", dir=start.settings.shared_folder))  # 0700
+    write_certificates(folder / KEYS, certificates)
     keeps_logs = False
     try:
         with dask.config.set(config):
@@ -112,11 +115,18 @@ def job_options(start: Start, folder: Path) -> dict[str, Any]:
         "worker_extra_args": [*web, *ends, *(["--resources", "GPU=1"] if settings.gpus else [])],
         "local_directory": '"${TMPDIR:-/tmp}"',
         "log_directory": str(folder),
-        "shared_temp_directory": str(folder),
-        "security": Security(),
+        "security": _security(folder / KEYS),
         "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0},
         "silence_logs": "CRITICAL",
     }
+
+
+def _security(keys: Path) -> Security:
+    """Certificates as files, which jobs can read."""
+    pairs = {
+        f"tls_{role}_{kind}": f"{keys}/{role}{end}" for role in ROLES for kind, end in (("cert", ".pem"), ("key", "-key.pem"))
+    }
+    return Security(require_encryption=True, tls_ca_file=f"{keys}/{CA}", **pairs)
 
 
 class Supervisor(threading.Thread):

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from dask_jobqueue.slurm import SLURMJob
-from distributed.security import Security
 
 from flows.cluster_settings import SlurmSettings, settings_of, walltime_seconds
 from flows.cluster_slurm import job_options
@@ -94,10 +93,11 @@ def test_cancelled_jobs_and_those_at_their_limit_are_replaced_and_the_bytes_stay
     assert list(first.values()) == ["RUNNING", "RUNNING"]
     (folder,) = tmp_path.glob("unet-slurm-*")
     assert folder.stat().st_mode & 0o077 == 0
-    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.glob(".dask-jobqueue.worker.*"))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.glob("certificates/*-key.pem"))
     subprocess.run(["scancel", str(min(first))], env=os.environ | slurm, check=True)
     out, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
+    assert "Exception" not in err
     assert out.startswith("complete")
     ended = jobs(slurm)
     assert len(ended) > len(first)  # one for the cancelled, and one for each whose time was over
@@ -132,9 +132,8 @@ def test_the_script_of_a_job_passes_shellcheck_and_says_what_was_asked(tmp_path:
         directives=("--constraint=a100",),
     )  # fmt: skip
     options = job_options(Start("slurm", settings, 2, 2, 0, 6 << 30), tmp_path)
-    for name in ("scheduler_options", "shared_temp_directory", "silence_logs"):
+    for name in ("scheduler_options", "silence_logs"):
         del options[name]
-    options["security"] = Security(tls_ca_file="/certs/ca.pem", tls_worker_cert="/certs/w.pem", tls_worker_key="/certs/w-key.pem")
     script = SLURMJob("tls://10.0.0.5:40001", name="unet-0", protocol="tls://", **options).job_script()
     (tmp_path / "job.sh").write_text(script)
     checked = subprocess.run([BIN / "shellcheck", tmp_path / "job.sh"], capture_output=True, text=True)
@@ -153,7 +152,13 @@ def test_the_script_of_a_job_passes_shellcheck_and_says_what_was_asked(tmp_path:
         assert f"#SBATCH {directive}" in lines
     assert lines.index("module load cuda") < next(number for number, line in enumerate(lines) if "dask_worker" in line)
     command = lines[-1]
-    for words in ("--resources GPU=1", "--lifetime 28500s", "--tls-ca-file /certs/ca.pem", "--protocol tls://", "--nthreads 2"):
+    for words in (
+        "--resources GPU=1",
+        "--lifetime 28500s",
+        f"--tls-key {tmp_path}/certificates/worker-key.pem",
+        "--protocol tls://",
+        "--nthreads 2",
+    ):
         assert words in command
 
 
