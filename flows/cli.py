@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cyclopts import App, CycloptsError
 
 from flows import settings
-from flows.archive_commands import archive, show_archive
+from flows.archive_commands import archive
 from flows.clean_commands import clean
 from flows.cluster_commands import certificates
 from flows.convert_commands import convert
@@ -33,6 +33,7 @@ from flows.plan_commands import plan
 from flows.printing import print_json, visible
 from flows.report_commands import report
 from flows.sample_commands import sample
+from flows.status_commands import status
 from flows.train_commands import train
 from flows.verify_commands import verify
 from flows.view_commands import view
@@ -67,6 +68,7 @@ app.command(verify)
 app.command(certificates)
 app.command(costs)
 app.command(clean)
+app.command(status)
 
 _PARTIAL, _FAILED, _BAD_INPUT = 3, 1, 2
 _SIGNALLED = 128  # and the number of the signal, as shells count
@@ -176,48 +178,6 @@ def _print_seams(seams: dict[str, Any]) -> None:
 
     for axis, score in seams.items():
         print(f"  seams: {Seam(**score).sentence(axis)}")
-
-
-@app.command
-def status(output: str, *, json: Flag = False, debug: Flag = False) -> int:
-    """Tell how far a run, an archive, or a training, is, from its output alone."""
-    from dataclasses import asdict
-
-    from unet_core.training_folder import find_training
-
-    training = find_training(output)
-    if training:
-        print(f"{'complete' if training.is_complete else 'unfinished'}: {training.sentence()}")
-        if json:
-            print_json(asdict(training) | {"state": "complete" if training.is_complete else "unfinished"})
-        return 0
-    states = show_archive(output)
-    if states is not None:
-        if json:
-            print_json(states)
-        return 0
-    from unet_core.attempts import read_quarantined
-    from unet_core.lease import find_holder
-    from unet_core.segment import read_status
-    from unet_core.store import open_store
-
-    found = read_status(output)
-    print(f"{found.state}: {output} (plan {found.plan[:12]}, model {found.model})")
-    for name, (done, wanted) in found.stages.items():
-        print(f"  {name}: {done} of {wanted} units")
-    holder = find_holder(open_store(output))
-    if holder is not None:
-        print(f"  held by {visible(holder.sentence())}")
-    quarantined = [attempts.sentence() for attempts in read_quarantined(open_store(output))]
-    for text in quarantined[:10]:
-        print(f"  failed: {visible(text)}")
-    if len(quarantined) > 10:
-        print(f"  and {len(quarantined) - 10:,} more")
-    if json:
-        print_json(
-            asdict(found) | {"holder": holder and holder.model_dump(mode="json", by_alias=True), "quarantined": quarantined}
-        )
-    return 0
 
 
 @app.command

@@ -1,6 +1,8 @@
-"""The mark of completion: which job ended in it, and what came out, so that to know both nothing else is read. Looks at no voxel.
+"""The mark of completion: which job ended in it, and what came out, so that to know both nothing else is read; or that a run ended
+without some blocks, and why. Looks at no voxel.
 
 .unet/complete.json
+.unet/failures.json
 """
 
 from __future__ import annotations
@@ -94,6 +96,38 @@ def find_completion(store: Store, request: Request) -> Completion | None:
     except (pydantic.ValidationError, OSError):
         return None
     return found if (found.plan, found.request) == (request.plan, request.id) else None
+
+
+class Failures(BaseModel):
+    """What a run that ended without some blocks leaves, until the next one begins.
+
+    Args:
+        request: key of the request, see ``Request.key``.
+        failed: units without a record.
+        failures: one sentence for each of the first of these.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_number: int = Field(default=1, alias="schema")
+    request: str
+    failed: int
+    failures: tuple[str, ...]
+
+
+def write_failures(store: Store, request: Request, failed: int, failures: Sequence[str]) -> None:
+    """Say that a run has ended, and why it is not complete."""
+    mark = Failures(request=request.key, failed=failed, failures=tuple(failures))
+    store.put(ledger.FAILURES_KEY, canonical_json(mark.model_dump(mode="json", by_alias=True)))
+
+
+def find_failures(store: Store, request: Request) -> Failures | None:
+    """Why the last run of a request ended without some blocks; None if it did not, or one goes on."""
+    try:
+        found = Failures.model_validate_json(store.get(ledger.FAILURES_KEY))
+    except (pydantic.ValidationError, OSError):
+        return None
+    return found if found.request == request.key else None
 
 
 def completed_before(job: SegmentationJob, asked: Asked) -> Completion | None:

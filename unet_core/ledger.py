@@ -5,6 +5,7 @@
 .unet/ledger/STAGE/INDEX.json, and packs of many records (see ``record_packs``)
 .unet/complete.json  written by the audit alone
 .unet/lease/         which run holds the output, see unet_core.lease
+.unet/failures.json  why blocks failed, of a run that ended without them
 .unet/report.html    a page about the result, of a run that makes one
 """
 
@@ -55,6 +56,7 @@ __all__ = [
 PLAN_KEY = f"{FOLDER}/plan.json"
 REQUEST_KEY = f"{FOLDER}/request.json"
 COMPLETE_KEY = f"{FOLDER}/complete.json"
+FAILURES_KEY = f"{FOLDER}/failures.json"
 REPORT_KEY = f"{FOLDER}/report.html"
 _READERS = 8
 

@@ -89,6 +89,7 @@ def prepare(planned: Planned, output_url: str, generation: int = 0) -> Request:
             store.put_if_absent(ledger.PLAN_KEY, planned.plan.canonical())
         store.delete_leftovers()
         release_quarantined(store)
+        store.delete(ledger.FAILURES_KEY)
         request = grown(ledger.find_request(store) or _lost(store, planned), planned.request)
         request = request.model_copy(update={"generation": generation})
         fence(store, generation)

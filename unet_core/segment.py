@@ -17,7 +17,7 @@ from unet_core import ledger
 from unet_core.agenda import Agenda
 from unet_core.attachment.copying import attach
 from unet_core.audit import audit, read_back, records_of, withdraw_damaged
-from unet_core.completion import write_completion
+from unet_core.completion import write_completion, write_failures
 from unet_core.errors import BlockError, UnetCoreError
 from unet_core.job import SegmentationJob
 from unet_core.lease import Claim, HeldLease, check_free, fence, hold
@@ -197,6 +197,7 @@ def finish(
         withdraw_damaged(store, plan, found.damaged)
         for damage in found.damaged:
             failures.fail(damage.text)
+        write_failures(store, request, failures.failed, failures.failures)
         stored = found.tally
     else:
         stored = audit(store, plan, request, records, withdraw=True)

@@ -21,6 +21,15 @@ INSTANCES_STAGE = "instances"
 MEASURE_STAGE = "measure"
 TABLE_STAGE = "table"
 
+_TITLES = {
+    SEGMENT_STAGE: "segmentation",
+    PARTS_STAGE: "objects in blocks",
+    JOIN_STAGE: "objects joined",
+    INSTANCES_STAGE: "objects numbered",
+    MEASURE_STAGE: "objects measured",
+    TABLE_STAGE: "table of objects",
+}
+
 StageKind = Literal["segment", "level", "parts", "join", "instances", "instances-level", "measure", "table"]
 
 
@@ -92,6 +101,19 @@ def stages_of(
     if has_table:
         stages += [stage(MEASURE_STAGE, "measure", 0), stage(TABLE_STAGE, "table", 0, levels[0][0])]
     return tuple(stages)
+
+
+def title_of(name: str) -> str:
+    """The name of a stage in words, for those who watch a run.
+
+    Example:
+        >>> title_of("segment"), title_of("level-2"), title_of("instances-level-1")
+        ('segmentation', 'coarser image 2', 'coarser objects 1')
+    """
+    kind, _, number = name.rpartition("level-")
+    if number.isdecimal():
+        return f"coarser {'objects' if kind else 'image'} {number}"
+    return _TITLES.get(name, name)
 
 
 def made_from(stages: Sequence[Stage], name: str, index: int) -> Iterator[tuple[str, int]]:

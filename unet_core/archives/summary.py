@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +16,12 @@ from unet_core.archives.listing import Item
 from unet_core.completion import Completion
 from unet_core.errors import ResumeError
 from unet_core.job import SegmentationJob
-from unet_core.segment import RunSummary
 from unet_core.store import open_store
 from unet_core.validation import first_problem
 from unet_core.wording import writable
+
+if TYPE_CHECKING:
+    from unet_core.segment import RunSummary
 
 JSON_KEY, CSV_KEY = "archive.json", "archive.csv"
 SCHEMA = 1

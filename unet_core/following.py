@@ -1,0 +1,192 @@
+"""A run seen from outside, by its output alone: what is done, and how fast more arrives in the ledger. Computes no voxel.
+
+look                look                look
+ |  reads all        |  reads what is new  |
+ |  records          |  since the last one |
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core import ledger
+from unet_core.arrivals import Arrivals
+from unet_core.completion import find_failures
+from unet_core.ledger import Request
+from unet_core.places import check_location
+from unet_core.plan import Plan
+from unet_core.report.numbers import duration
+from unet_core.resume import wanted_units
+from unet_core.stages import SEGMENT_STAGE
+from unet_core.store import Store, open_store
+from unet_core.wording import counted
+
+RECENT_SECONDS = 60.0  # over which speed is told
+
+
+@dataclass(frozen=True)
+class Look:
+    """How far a run is at one moment.
+
+    Args:
+        state: ``complete``; ``partial`` if the last run ended without some blocks; ``unfinished``.
+        plan: id.
+        model: name; of several models, their names with commas.
+        stages: name to (units done, units wanted).
+        skipped: blocks that masks left out.
+        voxels_per_second: segmented over the last minute; None at the first look.
+        seconds_left: as the last minute suggests; None if nothing arrived in it.
+        quiet_seconds: since the last unit arrived, or since the first look.
+        hardware: class of hardware to voxels per second over the last minute.
+        failed: blocks, of a run that ended ``partial``.
+        failures: one sentence for each of the first of these.
+    """
+
+    state: str
+    plan: str
+    model: str
+    stages: dict[str, tuple[int, int]]
+    skipped: int
+    voxels_per_second: float | None
+    seconds_left: float | None
+    quiet_seconds: float
+    hardware: dict[str, float]
+    failed: int = 0
+    failures: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> int:
+        return sum(done for done, _ in self.stages.values())
+
+    @property
+    def wanted(self) -> int:
+        return sum(wanted for _, wanted in self.stages.values())
+
+    def sentence(self) -> str:
+        """All of it in one line."""
+        blocks, wanted = next(iter(self.stages.values()))
+        parts = [f"{blocks:,} of {wanted:,} blocks segmented"]
+        if self.wanted > wanted:
+            parts.append(f"{self.done - blocks:,} of {self.wanted - wanted:,} later steps")
+        if self.skipped:
+            parts.append(f"{self.skipped:,} skipped by masks")
+        return ", ".join([*parts, *self._pace()])
+
+    def _pace(self) -> list[str]:
+        if self.state != "unfinished":
+            return [f"ended without {counted(self.failed, 'block')}" if self.failed else self.state]
+        if self.done == self.wanted:
+            return ["all is done, the check at the end goes on"]
+        if self.voxels_per_second is None:
+            return []
+        if self.quiet_seconds > RECENT_SECONDS:
+            return [f"nothing new for {duration(self.quiet_seconds)}: does the run still go on?"]
+        left = f"about {duration(self.seconds_left)} left" if self.seconds_left is not None else "time left not known yet"
+        return [f"{self.voxels_per_second / 1e6:.2f} million voxels per second", left]
+
+
+@dataclass
+class _Pace:
+    """How long the units of a stage take."""
+
+    seconds: float = 0.0
+    timed: int = 0
+
+
+class Follower:
+    """Looks at an output again and again; each record is read once.
+
+    Args:
+        output_url: of the output.
+        clock: seconds that only grow.
+
+    Raises:
+        ResumeError: if it is not an output of this program.
+    """
+
+    def __init__(self, output_url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        check_location("output", output_url)
+        self._store: Store = open_store(output_url)
+        self._clock = clock
+        self._plan: Plan = ledger.read_plan(self._store)
+        self._take_up(ledger.read_request(self._store))
+        self._recent: deque[tuple[float, int, float, str]] = deque()  # time, voxels, seconds of work, hardware
+        self._began: float | None = None
+        self._arrived = 0.0
+
+    def look(self) -> Look:
+        """How far the run is now.
+
+        Raises:
+            ResumeError: if plan or request are gone.
+        """
+        request = ledger.read_request(self._store)
+        if request.id != self._request.id:
+            self._take_up(request)
+        fresh = self._arrivals.poll()
+        for record in fresh:
+            pace = self._paces[record.stage]
+            pace.seconds += record.work_seconds
+            pace.timed += 1
+        now = self._clock()
+        if self._began is None:
+            self._began = self._arrived = now
+        elif fresh:
+            self._arrived = now
+            self._recent.extend(
+                (now, record.voxels if record.stage == SEGMENT_STAGE else 0, record.work_seconds, record.hardware)
+                for record in fresh
+            )
+        while self._recent and self._recent[0][0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
+        return self._told(now)
+
+    def _take_up(self, request: Request) -> None:
+        """Begin anew, with what a request wants."""
+        self._request, self._paces = request, {stage.name: _Pace() for stage in self._plan.stages}
+        self._wanted: dict[str, NDArray[np.int64] | None] = {  # None for all units
+            stage.name: None if request.roi is None else np.fromiter(wanted_units(self._plan, request, stage), np.int64)
+            for stage in self._plan.stages
+        }
+        named = {stage: None if stage.kind == "segment" else request.id for stage in self._plan.stages}
+        self._arrivals = Arrivals(self._store, self._plan.id, named)
+
+    def _counts(self) -> dict[str, tuple[int, int]]:
+        """Units done and wanted of each stage."""
+        found = {}
+        for name, done in self._arrivals.done.items():
+            wanted = self._wanted[name]
+            chosen = done if wanted is None else done[wanted]
+            found[name] = int(np.count_nonzero(chosen)), len(chosen)
+        return found
+
+    def _told(self, now: float) -> Look:
+        assert self._began is not None
+        counts, span = self._counts(), min(RECENT_SECONDS, now - self._began)
+        hardware: dict[str, float] = {}
+        for _, voxels, _, name in self._recent:
+            hardware[name] = hardware.get(name, 0.0) + voxels / span
+        work = sum(seconds for _, _, seconds, _ in self._recent) / span if span > 0 else 0.0
+        paces = zip(self._paces.values(), counts.values(), strict=True)
+        ahead = sum((wanted - done) * pace.seconds / pace.timed for pace, (done, wanted) in paces if pace.timed)
+        failures = find_failures(self._store, self._request)
+        is_complete = ledger.is_complete(self._store, self._request)
+        return Look(
+            state="complete" if is_complete else "partial" if failures else "unfinished",
+            plan=self._plan.id,
+            model=", ".join(model.name for model in self._plan.models),
+            stages=counts,
+            skipped=sum(mask.skipped for mask in self._request.masks),
+            voxels_per_second=sum(hardware.values()) if span > 0 else None,
+            seconds_left=ahead / work if work > 0 else None,
+            quiet_seconds=now - self._arrived,
+            hardware=hardware,
+            failed=failures.failed if failures else 0,
+            failures=failures.failures if failures else (),
+        )
