@@ -132,12 +132,16 @@ def _run_flow(
     settings.apply_defaults()
     if api_url is None:
         start_ephemeral()
+    from prefect.exceptions import CancelledRun
+
     from flows.segment import PartialRunError, segment_volume
 
     try:
         summary: dict[str, Any] = segment_volume(job, cluster, workers, budget, price, metrics)
     except PartialRunError as error:
         return error.summary.as_json()
+    except CancelledRun:  # in the Prefect UI
+        raise KeyboardInterrupt from None
     return summary
 
 

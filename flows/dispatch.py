@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,8 @@ from distributed import Client, Future, KilledWorker, as_completed
 
 from flows import settings
 from flows.clusters import THREADS
-from flows.supervision import NO_PROGRESS_SECONDS, Watch, run_watched
+from flows.supervision import NO_PROGRESS_SECONDS, Watch
+from flows.worker_events import run_key, run_told
 from unet_core.agenda import UnitId, Units
 from unet_core.attempts import MOST_ATTEMPTS, Retried
 from unet_core.errors import BlockError, UnetCoreError
@@ -104,8 +104,7 @@ class _Dispatch:
         self._units = Retried(units, open_store(output_url))
         self._watch = Watch(client, settings.no_progress_seconds(NO_PROGRESS_SECONDS))
         self._on_record, self._on_failure = on_record, on_failure
-        # Two results of one image, made at once, have the same request.
-        self._run_key = f"{request_key}-{hashlib.sha256(output_url.encode()).hexdigest()[:8]}"
+        self._run_key = run_key(output_url, request_key)
         self._window = _Window(client)
         needs_gpu = read_request(open_store(output_url)).device.startswith("cuda")
         self._resources = {"GPU": 1 / THREADS} if needs_gpu else None  # a worker has one: while a unit computes, another is read
@@ -147,7 +146,7 @@ class _Dispatch:
         places = [self._output_url] * len(units), [self._request_key] * len(units)
         # Free to run anywhere: a future that wishes for a worker waits for ever if all die at once, also if others come.
         started: list[Future] = self._client.map(
-            run_watched, *places, stages, indices, key=keys, pure=False, resources=self._resources
+            run_told, *places, stages, indices, key=keys, pure=False, resources=self._resources
         )
         return started
 

@@ -2,26 +2,29 @@
 
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
-import threading
+from queue import Empty, SimpleQueue
+from threading import Event
+from uuid import UUID
 
 from flows import settings
 
 settings.apply_defaults()  # Prefect reads the environment when it is imported
 
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.claims import flow_claim
 from flows.clusters import Workers
 from flows.dispatch import run_units
-from flows.metrics_file import Metered, MetricsFile, open_meter
+from flows.live_artifacts import LiveArtifacts
+from flows.metrics_file import MetricsFile, open_meter
 from flows.options import prices_of
-from flows.progress import Progress, Snapshot
 from flows.run import Prepared, open_purse, prepared_run, run_stages
+from flows.watching import RunWatch
+from flows.worker_events import run_key
 from unet_core.agenda import Agenda, Batch
 from unet_core.budget import Capped, Purse
 from unet_core.errors import UnetCoreError
@@ -30,16 +33,15 @@ from unet_core.ledger import Record
 from unet_core.report.facts import Told
 from unet_core.report.making import report_run
 from unet_core.segment import RunSummary
+from unet_core.stages import title_of
 from unet_core.tally import Tally
 from unet_core.wording import counted
 
 BATCH_COUNT = 20  # Prefect task runs of a stage, at most
 SMALLEST_BATCH = 4  # units; two batches then keep the threads of two workers busy
-MOST_LOGGED = (
-    5000  # units of a run that are logged one by one; of larger runs the progress alone, every line is kept by the server
-)
 CONCURRENT_BATCHES = 2  # so that workers have blocks waiting while one batch ends
 
+ASK_SECONDS = 1.0  # between looks whether the run is cancelled, while no batch ends
 STOPPED = "The run was stopped; what is committed stays."
 
 
@@ -50,6 +52,10 @@ class PartialRunError(UnetCoreError):
         failed = f"{counted(summary.failed, 'block')} failed, the others are kept: {next(iter(summary.failures), '')}"
         super().__init__(failed if summary.failures else summary.stopped)
         self.summary = summary
+
+
+class StoppedError(UnetCoreError):
+    """Somebody cancelled the run; what is committed stays."""
 
 
 def _flow_run_name() -> str:
@@ -72,7 +78,7 @@ def segment_volume(
     budget: str | None = None,
     price: str | None = None,
     metrics: str | None = None,
-) -> dict:
+) -> dict | State:
     """Segment one image.
 
     Args:
@@ -97,7 +103,7 @@ def _segment_prepared(
     workers: Workers,
     purse: Purse | None,
     meter: MetricsFile | None,
-) -> dict:
+) -> dict | State:
     logger = get_run_logger()
     plan = prepared.planned.plan
     logger.info(
@@ -107,116 +113,108 @@ def _segment_prepared(
         plan.block_shape,
         prepared.total,
     )
-    artifact = create_progress_artifact(
-        0.0 if prepared.total else 100.0, key="segmentation-progress", description=f"{job.image} -> {job.output}"
-    )
-    artifact_lock = threading.Lock()
-
-    def show(snapshot: Snapshot) -> None:
-        logger.info(snapshot.sentence())
-        with artifact_lock:
-            update_progress_artifact(artifact, 100 * snapshot.fraction, description=snapshot.sentence())
-
-    batches: list[dict] = []
-    stopping = threading.Event()
-    progress = Metered(Progress(prepared.total, show), meter)
+    cost = None if purse is None else lambda: f"{purse.spent_seconds / 3600:.2f} worker hours"
+    watch, stopping = RunWatch(prepared, logger, cost), Event()
 
     def run_batches(scheduler: str | None, agenda: Agenda, computed: Tally) -> None:
-        running: dict[PrefectFuture, Batch] = {}
+        running: set[PrefectFuture] = set()
+        ended: SimpleQueue[PrefectFuture] = SimpleQueue()
 
         def start() -> None:
             while len(running) < CONCURRENT_BATCHES and not (purse and purse.is_stopped) and (batch := agenda.batch(batch_size)):
+                names = (title_of(batch.stage), batch.first, batch.last)
                 future = segment_batch.submit(
-                    scheduler,
-                    prepared.output,
-                    prepared.request.key,
-                    batch,
-                    batch.stage,
-                    batch.first,
-                    batch.last,
-                    progress,
-                    stopping,
-                    prepared.total <= MOST_LOGGED,
-                    purse,
+                    scheduler, prepared.output, prepared.request.key, batch, *names, watch, stopping, purse, meter
                 )
-                running[future] = batch
+                running.add(future)
+                future.add_done_callback(ended.put)
 
-        try:
-            start()
-            while running:
-                ended = next(as_completed(list(running)))
-                done = ended.result()
-                batches.append(_row(running.pop(ended), done))
-                computed.merge(done)
+        with watch.workers.connected(scheduler, run_key(prepared.output, prepared.request.key)):
+            try:
                 start()
-        except BaseException:  # Ctrl-C or SIGTERM: the workers go next, batches still under way are to end without a word
-            stopping.set()
-            raise
+                while running:
+                    future = _next(ended, watch.cancelled)
+                    computed.merge(future.result())
+                    running.remove(future)
+                    start()
+            except BaseException:  # Ctrl-C or SIGTERM: the workers go next, batches still under way are to end without a word
+                stopping.set()
+                raise
 
     def batch_size(stage: str) -> int:
         return max(SMALLEST_BATCH, -(-len(prepared.remaining[stage]) // BATCH_COUNT))
 
-    summary = run_stages(prepared, cluster, workers, run_batches, purse, meter)
-    create_table_artifact(batches, key="segmentation-batches", description="Batches of blocks, in the order in which they ended")
-    create_markdown_artifact(_tell(summary), key="segmentation-summary", description=f"Result of {job.image}")
+    with LiveArtifacts(UUID(str(runtime.flow_run.id)), watch.lives(), logger, watch.cancelled.set):
+        try:
+            summary = run_stages(prepared, cluster, workers, run_batches, purse, meter)
+        except StoppedError:
+            return Cancelled(message=STOPPED)
+        watch.tell(_tell(summary), f"Result of {job.image}")
     if summary.status != "complete":
         raise PartialRunError(summary)
     return summary.as_json()
 
 
-def _row(batch: Batch, done: Tally) -> dict:
-    """What the table of batches says of one."""
-    own = done.units[batch.stage]
-    return {
-        "stage": batch.stage,
-        "blocks": f"{batch.first} to {batch.last}",
-        "done": own,
-        "of other stages": done.total - own,
-        "failed": done.failed,
-        "seconds": round(done.work_seconds, 2),
-    }
+def _next(ended: "SimpleQueue[PrefectFuture]", cancelled: Event) -> PrefectFuture:
+    """The next batch that ends.
+
+    Raises:
+        StoppedError: if the run is cancelled first.
+    """
+    while not cancelled.is_set():
+        try:
+            return ended.get(timeout=ASK_SECONDS)
+        except Empty:
+            continue
+    raise StoppedError(STOPPED)
 
 
-@task(name="batch", task_run_name="{stage} {first} to {last}", retries=0, cache_policy=NO_CACHE, persist_result=False)
+@task(name="batch", task_run_name="{step} {first} to {last}", retries=0, cache_policy=NO_CACHE, persist_result=False)
 def segment_batch(
     scheduler: str | None,
     output: str,
     request_key: str,
     batch: Batch,
-    stage: str,
+    step: str,
     first: int,
     last: int,
-    progress: Metered,
-    stopping: threading.Event,
-    log_units: bool = True,
+    watch: RunWatch,
+    stopping: Event,
     purse: Purse | None = None,
+    meter: MetricsFile | None = None,
 ) -> Tally | State:
     """Compute consecutive units of one stage, and what becomes ready meanwhile: one Prefect task run, one dask future for each unit."""
     logger = get_run_logger()
     if stopping.is_set():
         return Cancelled(message=STOPPED)
     done = Tally()
+    watch.begin(batch)
 
     def note(record: Record) -> None:
         done.add(record)
-        progress.add(record)
+        watch.add(batch, record)
         if purse:
             purse.add(output, record)
-        if not log_units:
-            return
-        seconds = record.work_seconds
-        rate = record.voxels / max(seconds, 1e-9) / 1e6
-        logger.info("%s block %s: %.2f s, %.2f Mvoxel/s", record.stage, record.index, seconds, rate)
+        if meter:
+            meter.add(record)
+        if stopping.is_set():  # what waits for a worker is let go
+            raise StoppedError(STOPPED)
+
+    def fail(text: str) -> None:
+        done.fail(text)
+        watch.fail(batch, text)
+        if not stopping.is_set():
+            logger.error(text)
 
     try:
-        run_units(scheduler, output, request_key, Capped(batch, purse, output), note, done.fail)
+        run_units(scheduler, output, request_key, Capped(batch, purse, output), note, fail)
     except Exception:
         if not stopping.is_set():
             raise
     if stopping.is_set():  # what failed now failed because its worker was stopped
+        watch.end(batch, "stopped")
         return Cancelled(message=STOPPED)
-    for text in done.failures:
-        logger.error(text)
+    logger.info(watch.end(batch, "done"))
     return done
 
 

@@ -79,4 +79,7 @@ def _show(output: str) -> dict[str, Any]:
     if len(quarantined) > _MOST_FAILURES:
         print(f"  and {len(quarantined) - _MOST_FAILURES:,} more")
     facts = asdict(found) | {"quarantined": quarantined, "holder": holder and holder.model_dump(mode="json", by_alias=True)}
-    return {name: facts[name] for name in ("state", "plan", "model", "stages", "skipped", "hardware", "failures", "quarantined", "holder")}
+    return {
+        name: facts[name]
+        for name in ("state", "plan", "model", "stages", "skipped", "hardware", "failures", "quarantined", "holder")
+    }

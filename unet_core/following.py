@@ -8,7 +8,6 @@ look                look                look
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,15 +18,13 @@ from unet_core import ledger
 from unet_core.arrivals import Arrivals
 from unet_core.completion import find_failures
 from unet_core.ledger import Request
+from unet_core.pace import RECENT_SECONDS, Pace
 from unet_core.places import check_location
 from unet_core.plan import Plan
 from unet_core.report.numbers import duration
 from unet_core.resume import wanted_units
-from unet_core.stages import SEGMENT_STAGE
 from unet_core.store import Store, open_store
 from unet_core.wording import counted
-
-RECENT_SECONDS = 60.0  # over which speed is told
 
 
 @dataclass(frozen=True)
@@ -91,14 +88,6 @@ class Look:
         return [f"{self.voxels_per_second / 1e6:.2f} million voxels per second", left]
 
 
-@dataclass
-class _Pace:
-    """How long the units of a stage take."""
-
-    seconds: float = 0.0
-    timed: int = 0
-
-
 class Follower:
     """Looks at an output again and again; each record is read once.
 
@@ -116,9 +105,8 @@ class Follower:
         self._clock = clock
         self._plan: Plan = ledger.read_plan(self._store)
         self._take_up(ledger.read_request(self._store))
-        self._recent: deque[tuple[float, int, float, str]] = deque()  # time, voxels, seconds of work, hardware
-        self._began: float | None = None
-        self._arrived = 0.0
+        self._pace: Pace | None = None
+        self._arrived = self._looked = 0.0  # when the last unit arrived, and when it was first looked
 
     def look(self) -> Look:
         """How far the run is now.
@@ -130,26 +118,20 @@ class Follower:
         if request.id != self._request.id:
             self._take_up(request)
         fresh = self._arrivals.poll()
+        now, is_first = self._clock(), self._pace is None
+        if self._pace is None:
+            self._pace, self._arrived, self._looked = Pace(now), now, now
         for record in fresh:
-            pace = self._paces[record.stage]
-            pace.seconds += record.work_seconds
-            pace.timed += 1
-        now = self._clock()
-        if self._began is None:
-            self._began = self._arrived = now
-        elif fresh:
-            self._arrived = now
-            self._recent.extend(
-                (now, record.voxels if record.stage == SEGMENT_STAGE else 0, record.work_seconds, record.hardware)
-                for record in fresh
-            )
-        while self._recent and self._recent[0][0] <= now - RECENT_SECONDS:
-            self._recent.popleft()
+            if is_first:
+                self._pace.know(record)
+            else:
+                self._pace.add(record, now)
+                self._arrived = now
         return self._told(now)
 
     def _take_up(self, request: Request) -> None:
         """Begin anew, with what a request wants."""
-        self._request, self._paces = request, {stage.name: _Pace() for stage in self._plan.stages}
+        self._request = request
         self._wanted: dict[str, NDArray[np.int64] | None] = {  # None for all units
             stage.name: None if request.roi is None else np.fromiter(wanted_units(self._plan, request, stage), np.int64)
             for stage in self._plan.stages
@@ -167,14 +149,8 @@ class Follower:
         return found
 
     def _told(self, now: float) -> Look:
-        assert self._began is not None
-        counts, span = self._counts(), min(RECENT_SECONDS, now - self._began)
-        hardware: dict[str, float] = {}
-        for _, voxels, _, name in self._recent:
-            hardware[name] = hardware.get(name, 0.0) + voxels / span
-        work = sum(seconds for _, _, seconds, _ in self._recent) / span if span > 0 else 0.0
-        paces = zip(self._paces.values(), counts.values(), strict=True)
-        ahead = sum((wanted - done) * pace.seconds / pace.timed for pace, (done, wanted) in paces if pace.timed)
+        assert self._pace is not None
+        counts, hardware = self._counts(), self._pace.hardware(now)
         failures = find_failures(self._store, self._request)
         is_complete = ledger.is_complete(self._store, self._request)
         return Look(
@@ -183,8 +159,8 @@ class Follower:
             model=", ".join(model.name for model in self._plan.models),
             stages=counts,
             skipped=sum(mask.skipped for mask in self._request.masks),
-            voxels_per_second=sum(hardware.values()) if span > 0 else None,
-            seconds_left=ahead / work if work > 0 else None,
+            voxels_per_second=sum(hardware.values()) if now > self._looked else None,
+            seconds_left=self._pace.seconds_left({name: wanted - done for name, (done, wanted) in counts.items()}, now),
             quiet_seconds=now - self._arrived,
             hardware=hardware,
             failed=failures.failed if failures else 0,

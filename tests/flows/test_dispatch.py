@@ -79,7 +79,7 @@ class Counted:
 def run(
     cluster: SpecCluster, units: Any, work: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[threading.Thread, Tally]:
-    monkeypatch.setattr(dispatch, "run_watched", work)
+    monkeypatch.setattr(dispatch, "run_told", work)
     monkeypatch.setattr(dispatch, "REFRESH_SECONDS", 0.2)
     tally = Tally()
     arguments = (cluster.scheduler_address, "out", "key", units, tally.add, tally.fail)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 
@@ -92,7 +93,8 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
 ) -> None:
     image, model = make_image((300, 130)), make_model()
     options = ("--model", model, "--block-shape", "32,32", "--instances", "components")
-    done = unet(server, "segment", image, tmp_path / "out", *options, "--json")
+    debug = {"PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "DEBUG"}  # a line a block
+    done = unet(server | debug, "segment", image, tmp_path / "out", *options, "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "complete"
     api = server["PREFECT_API_URL"]
@@ -101,11 +103,21 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     assert runs[0]["name"] == f"{image.name} with {model.name}"
     tasks = ask(api, "/task_runs/filter", {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}})
     assert 20 < len(tasks) <= 43  # coarser units come with those that they are made of
-    assert {entry["name"].split()[0] for entry in tasks} == {"segment", "join", "instances", "table"}
+    assert {entry["name"].rsplit(maxsplit=3)[0] for entry in tasks} == {
+        "segmentation", "objects joined", "objects numbered", "table of objects"
+    }  # fmt: skip
     assert {entry["state_type"] for entry in tasks} == {"COMPLETED"}
     artifacts = {entry["key"]: entry for entry in ask(api, "/artifacts/filter", {})}
-    assert set(artifacts) == {"segmentation-progress", "segmentation-batches", "segmentation-summary"}
+    assert set(artifacts) == {f"segmentation-{name}" for name in ("progress", "batches", "workers", "picture", "summary")}
     assert artifacts["segmentation-progress"]["data"] == 100
+    assert artifacts["segmentation-progress"]["description"].startswith("50 of 50 blocks segmented, ")
+    batches, workers = (json.loads(artifacts[f"segmentation-{name}"]["data"]) for name in ("batches", "workers"))
+    assert len(batches) == len(tasks)
+    assert {row["state"] for row in batches} == {"done"}
+    assert sum(row["done"] for row in batches if row["step"] == "segmentation") == 50
+    assert sum(row["blocks"] for row in workers) == 50
+    assert "](data:image/jpeg;base64," in artifacts["segmentation-picture"]["data"]
+    assert len(artifacts["segmentation-picture"]["data"]) < 300_000
     assert "](data:image/jpeg;base64," in artifacts["segmentation-summary"]["data"]
     assert "seams: across y, " in artifacts["segmentation-summary"]["data"]
     page = Page(tmp_path / "out" / REPORT_KEY)
@@ -113,14 +125,46 @@ def test_a_flow_run_on_a_real_server_is_complete_and_visible(
     assert page.facts["seconds"] > 0
     logs = ask(api, "/logs/filter", {"logs": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
     lines = [entry["message"] for entry in sorted(logs, key=lambda entry: entry["timestamp"])]
-    units = [line.split(":")[0] for line in lines if " block " in line]
+    units = [line.split(": ")[1].split(",")[0] for line in lines if line.startswith("worker ") and " block " in line]
     assert units.index("level-1 block 0") < units.index("segment block 49") < units.index("join block 0")
+    levels = {entry["message"]: entry["level"] for entry in logs}
+    assert {level for line, level in levels.items() if " block " in line} == {10}
     run(
         make_job(
             image=str(image), output=str(tmp_path / "serial"), model=str(model), block_shape=(32, 32), instances="components"
         )
     )
     assert digest(tmp_path / "out") == digest(tmp_path / "serial")
+
+
+def test_a_run_that_is_cancelled_frees_its_workers_and_is_resumed_to_the_same_bytes(
+    server: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    output, api = tmp_path / "out", server["PREFECT_API_URL"]
+    arguments = segment_arguments(make_model, make_image, output)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "segment", *arguments], env=os.environ | server, cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while len(list((output / ".unet/ledger").glob("segment/*"))) < 5:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    newest = ask(api, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]["id"]
+    ask(api, f"/flow_runs/{newest}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    err = process.communicate(timeout=60)[1]
+    assert (process.returncode, err.splitlines()[-1]) == (130, STOPPED)
+    assert "Traceback" not in err
+    assert ask(api, f"/flow_runs/{newest}")["state"]["type"] == "CANCELLED"
+    again = unet(server, "segment", *arguments, "--json")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert 0 < json.loads(again.stdout.splitlines()[-1])["computed"] < 225
+    run(make_job(image=arguments[0], output=str(tmp_path / "serial"), model=arguments[3], block_shape=(64, 64)))
+    assert digest(output) == digest(tmp_path / "serial")
 
 
 def test_an_archive_is_one_flow_run_with_a_task_run_an_image_and_a_table(

@@ -13,9 +13,10 @@ from tests.conftest import textured
 from unet_core import ledger
 from unet_core.completion import find_failures
 from unet_core.errors import ResumeError
-from unet_core.following import RECENT_SECONDS, Follower, Look
+from unet_core.following import Follower, Look
 from unet_core.job import make_job
 from unet_core.ledger import Record
+from unet_core.pace import RECENT_SECONDS
 from unet_core.record_packs import pack_records
 from unet_core.segment import prepare, read_status, run
 from unet_core.store import LocalStore, open_store

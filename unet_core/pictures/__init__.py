@@ -3,6 +3,7 @@
 rgb    arrays to colours, outlines over them, bytes of a file
 sheet  panels side by side, as one picture
 scene  an image and its labels on disk, read tile by tile: overviews from coarse levels, close-ups from the finest
+mosaic a result that is still being made, unit by unit
 places where close-ups are taken: densest, most uncertain, at random
 """
 
