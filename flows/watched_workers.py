@@ -16,7 +16,7 @@ from distributed import Client
 from flows.worker_events import listen
 from unet_core.ledger import Record
 from unet_core.pace import RECENT_SECONDS
-from unet_core.report.numbers import duration, size_bytes
+from unet_core.report.numbers import size_bytes
 from unet_core.stages import SEGMENT_STAGE
 
 HERE, GONE = "this process", "gone"
@@ -130,7 +130,7 @@ class WatchedWorkers:
         return {
             address: {
                 "memory": size_bytes(int(worker.get("metrics", {}).get("memory", 0))),
-                "last seen": f"{duration(round(latest - worker['last_seen']))} ago",
+                "last seen": f"{latest - worker['last_seen']:.0f} s ago",
             }
             for address, worker in known.items()
         }
