@@ -109,7 +109,7 @@ def dispatch(blocks: int, unit: str = "nothing", limit_seconds: int = 10**9, wor
     from unet_core.store import open_store
     from unet_core.tally import Tally
 
-    flow.run_watched = getattr(scale_units, unit)
+    flow.run_told = getattr(scale_units, unit)
     stages = stages_of([((blocks,), (1,))], (1,), has_instances=False)
     tally, readings, ended = Tally(), list[tuple[int, int, int]](), threading.Event()
     with tempfile.TemporaryDirectory(prefix="unet-scale-") as folder, cluster(workers, threads) as (address, processes):
