@@ -103,7 +103,7 @@ def dispatch(blocks: int, unit: str = "nothing", limit_seconds: int = 10**9, wor
     from flows import dispatch as flow
     from tests.benchmarks import scale_units
     from unet_core.agenda import Agenda
-    from unet_core.ledger import REQUEST_KEY, Request, to_bytes
+    from unet_core.ledger import FOLDER, REQUEST_KEY, Request, to_bytes
     from unet_core.packing import Packer
     from unet_core.stages import stages_of
     from unet_core.store import open_store
@@ -137,7 +137,7 @@ def dispatch(blocks: int, unit: str = "nothing", limit_seconds: int = 10**9, wor
             ended.set()
             watcher.join()
         seconds, cpu = time.perf_counter() - began, [after - first for after, first in zip(spent(), before, strict=True)]
-        objects = sum(1 for _ in open_store(folder).list()) if unit == "recorded" else None
+        objects = sum(1 for _ in open_store(folder).list(f"{FOLDER}/ledger")) if unit == "recorded" else None
     assert tally.failed == 0
     assert tally.total == blocks or seconds > limit_seconds
     planned, blocks = blocks, tally.total
