@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from distributed import Scheduler, SpecCluster, Worker, get_worker
 
 from flows import dispatch
 from unet_core.agenda import Agenda
-from unet_core.ledger import Record
+from unet_core.ledger import REQUEST_KEY, Record, Request, to_bytes
 from unet_core.stages import stages_of
+from unet_core.store import open_store
 from unet_core.tally import MOST_TOLD, Tally
 
 begun: set[str] = set()  # addresses of workers that have begun a block
@@ -77,22 +79,25 @@ class Counted:
 
 
 def run(
-    cluster: SpecCluster, units: Any, work: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+    cluster: SpecCluster, units: Any, work: Callable[..., Record], monkeypatch: pytest.MonkeyPatch, output: Path
 ) -> tuple[threading.Thread, Tally]:
+    open_store(str(output)).put(REQUEST_KEY, to_bytes(Request(plan="p", image="i", model="m", device="cpu", roi=None)))
     monkeypatch.setattr(dispatch, "run_told", work)
     monkeypatch.setattr(dispatch, "REFRESH_SECONDS", 0.2)
     tally = Tally()
-    arguments = (cluster.scheduler_address, "out", "key", units, tally.add, tally.fail)
+    arguments = (cluster.scheduler_address, str(output), "key", units, tally.add, tally.fail)
     thread = threading.Thread(target=dispatch.run_units, args=arguments, daemon=True)
     thread.start()
     return thread, tally
 
 
-def test_workers_that_join_get_blocks_before_any_has_ended(cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_join_get_blocks_before_any_has_ended(
+    cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     begun.clear()
     enough.clear()
     units, workers = Counted(40), []
-    thread, tally = run(cluster, units, wait_for_three, monkeypatch)  # no worker: what is in flight waits for the first
+    thread, tally = run(cluster, units, wait_for_three, monkeypatch, tmp_path)  # no worker: what is in flight waits for the first
     time.sleep(0.5)
     for _ in range(3):
         workers.append(join(cluster))
@@ -104,9 +109,9 @@ def test_workers_that_join_get_blocks_before_any_has_ended(cluster: SpecCluster,
     cluster.sync(lambda: asyncio.gather(*(worker.close() for worker in workers)))
 
 
-def test_nothing_is_kept_of_blocks_that_have_ended(cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_of_blocks_that_have_ended(cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worker, units = join(cluster), Counted(300)
-    thread, tally = run(cluster, units, at_once, monkeypatch)
+    thread, tally = run(cluster, units, at_once, monkeypatch, tmp_path)
     seen = 0
     while thread.is_alive():
         seen = max(seen, len(cluster.scheduler.tasks))
