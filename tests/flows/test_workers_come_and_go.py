@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +21,13 @@ from tests.flows.test_tls import free_port, started, until
 from tests.unet_core.test_segment import digest
 from unet_core.errors import JobError
 from unet_core.job import make_job
-from unet_core.segment import run
+from unet_core.segment import read_status, run
 
 Maker = Callable[..., Path]
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = 7 * 6
+MOST_SECONDS = 60  # until a scheduler is known to be gone
 
 # Of each worker: blocks take a while, and say which process computed them; what is asked of a GPU is done on the CPU.
 PRELOAD = """
@@ -154,3 +160,33 @@ def test_a_gpu_that_workers_elsewhere_would_not_have_is_refused(tmp_path: Path) 
     with pytest.raises(JobError, match="--device is cuda, but workers of cluster .*lab.toml' have no GPU; write gpus = 1"):
         device_elsewhere(str(file), "cuda")
     assert device_elsewhere("local", "cuda") is None
+
+
+def test_a_scheduler_that_is_killed_is_an_error_and_the_run_resumes_to_the_same_bytes(
+    make_bench: Callable[[float], Bench],
+) -> None:
+    bench = make_bench(0.2)
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "segment",
+        bench.fields["image"],
+        str(bench.folder / "out"),
+        "--block-shape",
+        "32,32",
+    ]
+    command += ["--model", bench.fields["model"], "--cluster", bench.address]
+    with bench.scheduler() as scheduler, bench.worker():
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(lambda: sum(bench.workers().values()) > 4, 120, bench.told.read_text)
+        for child in (*scheduler.children(recursive=True), scheduler):
+            child.kill()
+        out, err = process.communicate(timeout=MOST_SECONDS)
+    assert process.returncode == 1
+    assert re.search(r"scheduler \S+ went away .* run the same command again to resume", err), err
+    assert "complete" not in out
+    assert "Traceback" not in err
+    assert read_status(str(bench.folder / "out")).state != "complete"
+    assert 1 <= run(make_job(**bench.fields, output=str(bench.folder / "out"))).computed <= BLOCKS - 4
+    bench.check("out")
