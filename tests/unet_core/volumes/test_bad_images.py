@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,22 @@ def test_a_truncated_tiff_names_the_tile(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(whole[:-300])
     with pytest.raises(VolumeError, match="chunk tile 1[45] of page 0 corrupt|not a readable TIFF"):
         open_volume(str(tmp_path / "a.tif")).read(Box.from_shape((64, 64)))
+
+
+@pytest.mark.parametrize("root", ["OME", "Image"])
+def test_xml_that_declares_entities_is_refused_and_not_expanded(tmp_path: Path, root: str) -> None:
+    tens = "".join(f'<!ENTITY l{number + 1} "{f"&l{number};" * 10}">' for number in range(9))
+    doctype = f'<!DOCTYPE x [<!ENTITY l0 "lol"><!ENTITY file SYSTEM "file:///etc/hostname">{tens}]>'
+    namespace = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+    pixels = '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="32" SizeY="32" SizeZ="1" SizeC="1" SizeT="1"/>'
+    xml = f'<?xml version="1.0" encoding="UTF-8"?>{doctype}<OME {namespace}><Image ID="Image:0" Name="&file;&l9;">{pixels}</Image></OME>'
+    if root != "OME":  # not at the place where tifffile would look
+        xml = xml.replace("<OME ", "<Other ").replace("</OME>", "</Other>")
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((32, 32), "u1"), description=xml, metadata=None)
+    began = time.process_time()
+    if root == "OME":
+        with pytest.raises(VolumeError, match="DTD not allowed"):
+            open_volume(str(tmp_path / "a.ome.tif"))
+    else:
+        assert open_volume(str(tmp_path / "a.ome.tif")).shape == (32, 32)
+    assert time.process_time() - began < 5  # seconds; ten to the ninth power of letters would take longer
