@@ -54,7 +54,22 @@ class Live:
     share: float = 0.01
     due: float = 0.0
     sent: Content | None = None
+    is_failing: bool = False  # it could not be made the last time
     artifact: UUID | None = field(default=None, repr=False)
+
+
+class Shown:
+    """What an artifact shows at any time: what was said last, by any thread; nothing before.
+
+    Args:
+        content: to begin with.
+    """
+
+    def __init__(self, content: Content | None = None) -> None:
+        self.content = content
+
+    def __call__(self) -> Content | None:
+        return self.content
 
 
 class LiveArtifacts:
@@ -64,10 +79,10 @@ class LiveArtifacts:
         run_id: of the flow run.
         lives: what is sent.
         logger: of the run.
-        on_cancel: called once if somebody cancels the run.
+        on_cancel: called once if somebody cancels the run; None for not asking.
     """
 
-    def __init__(self, run_id: UUID, lives: Sequence[Live], logger: Any, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, run_id: UUID, lives: Sequence[Live], logger: Any, on_cancel: Callable[[], None] | None = None) -> None:
         self._run_id, self._lives, self._logger, self._on_cancel = run_id, list(lives), logger, on_cancel
         self._ending = threading.Event()
         self._client: SyncPrefectClient | None = None
@@ -90,9 +105,8 @@ class LiveArtifacts:
             wait = 0.0
             while not self._ending.wait(wait):
                 wait = TICK_SECONDS if self._try(self._step) else AGAIN_SECONDS
-            for live in self._lives:
-                if not self._try(lambda live=live: self._send(live)):  # type: ignore[misc]
-                    break
+            for live in self._lives:  # one that is refused keeps no other back
+                self._try(lambda live=live: self._send(live))  # type: ignore[misc]
             if self._client is not None:
                 self._client.__exit__(None, None, None)
 
@@ -113,7 +127,7 @@ class LiveArtifacts:
     def _step(self) -> None:
         """One request: the artifact that waits longest, or whether the run is to be cancelled."""
         now = time.monotonic()
-        if not self._is_cancelled and now - self._asked >= ASK_SECONDS:
+        if self._on_cancel is not None and not self._is_cancelled and now - self._asked >= ASK_SECONDS:
             self._asked = now
             state = self._connected().read_flow_run(self._run_id).state
             if state is not None and (state.is_cancelling() or state.is_cancelled()):
@@ -127,7 +141,7 @@ class LiveArtifacts:
     def _send(self, live: Live) -> bool:
         """Send what an artifact shows now, if that is new; whether there was a request."""
         worked = time.thread_time()
-        content = live.render()
+        content = self._made(live)
         took = time.thread_time() - worked if live.sent else 0.0  # the first time opens what later times look at
         live.due = time.monotonic() + max(live.every, took / live.share)
         if content is None or content == live.sent:
@@ -144,6 +158,21 @@ class LiveArtifacts:
             client.request("PATCH", "/artifacts/{id}", json=body, path_params={"id": live.artifact})
         live.sent = content
         return True
+
+    def _made(self, live: Live) -> Content | None:
+        """What an artifact shows now; None where it cannot be made, which is told once and keeps no other artifact back."""
+        try:
+            content = live.render()
+        except Exception as error:  # whatever it is: the run goes on without it
+            if not live.is_failing:
+                text = visible(error)[:300] or type(error).__name__
+                self._logger.warning(
+                    "The artifact %s cannot be made (%s); the run goes on, and it is tried again.", live.key, text
+                )
+            live.is_failing = True
+            return None
+        live.is_failing = False
+        return content
 
     def _connected(self) -> SyncPrefectClient:
         if self._client is None:
