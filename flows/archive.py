@@ -2,15 +2,13 @@
 
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
-import threading
-from collections.abc import Callable
+from uuid import UUID
 
 from flows import settings
 
 settings.apply_defaults()  # Prefect reads the environment when it is imported
 
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed, State
@@ -18,6 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.archive_run import (
     MOST_AT_ONCE,
+    ArchiveSnapshot,
     Board,
     StoppedError,
     check_archive,
@@ -29,6 +28,7 @@ from flows.archive_run import (
 )
 from flows.claims import flow_claim
 from flows.clusters import Workers
+from flows.live_artifacts import Content, Live, LiveArtifacts, Shown
 from flows.options import prices_of
 from flows.printing import visible
 from unet_core.archives.job import ArchiveJob
@@ -36,6 +36,7 @@ from unet_core.archives.summary import ArchiveSummary, ImageRow
 from unet_core.errors import UnetCoreError
 
 MOST_TASKS = 400  # task runs of an archive; of more images a task run takes several, one after the other
+PROGRESS_SECONDS = 2.0  # between updates in the UI
 _ROWS = 5000  # of the table in the UI; all are in archive.csv
 
 STOPPED = "The archive was stopped; what is committed stays."
@@ -94,21 +95,25 @@ def segment_archive(
             logger.error("%s: %s", visible(row.result), visible(row.reason))
     for note in archive.notes:
         logger.info(visible(note))
-    update = _progress_artifact(job)
-    board = Board(
-        archive,
-        lambda snapshot: update(snapshot.fraction, snapshot.sentence()),
-        open_purse(archive, limit),
-        open_meter(archive, metrics or None),
-    )
+    progress, table = Shown(Content(0.0, f"{job.image} -> {job.output}")), Shown()
+
+    def show(snapshot: ArchiveSnapshot) -> None:
+        progress.content = Content(100 * snapshot.fraction, snapshot.sentence())
+
+    board = Board(archive, show, open_purse(archive, limit), open_meter(archive, metrics or None))
     numbers = list(archive.jobs)
     size = max(1, -(-len(numbers) // MOST_TASKS))
     groups = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    if groups and not board.is_spent:
-        _run(groups, count, board, cluster, workers)
-    summary = board.write()
-    update(1.0, summary.sentence())
-    create_table_artifact([_shown(row) for row in summary.images[:_ROWS]], key="archive-images", description=summary.sentence())
+    lives = [
+        Live("archive-progress", "progress", PROGRESS_SECONDS, progress),
+        Live("archive-images", "table", PROGRESS_SECONDS, table),
+    ]
+    with LiveArtifacts(UUID(str(runtime.flow_run.id)), lives, logger):
+        if groups and not board.is_spent:
+            _run(groups, count, board, cluster, workers)
+        summary = board.write()
+        progress.content = Content(100.0, summary.sentence())
+        table.content = Content([_shown(row) for row in summary.images[:_ROWS]], summary.sentence())
     if summary.status != "complete":
         raise PartialArchiveError(summary)
     return summary.as_json()
@@ -159,20 +164,8 @@ def segment_images(name: str, numbers: list[int], board: Board, scheduler: str |
             logger.warning("%s waits: %s", visible(row.result), row.reason or "the budget is spent")
         else:
             logger.error("%s %s: %s", visible(row.result), row.state, visible(row.reason))
-            wrong.append(f"{row.result} {row.state}: {row.reason}")
+            wrong.append(visible(f"{row.result} {row.state}: {row.reason}"))
     return Failed(message="; ".join(wrong)[:2000]) if wrong else Completed(message=f"{complete} complete")
-
-
-def _progress_artifact(job: ArchiveJob) -> Callable[[float, str], None]:
-    """What updates the progress artifact, from any thread."""
-    artifact = create_progress_artifact(0.0, key="archive-progress", description=f"{job.image} -> {job.output}")
-    lock = threading.Lock()
-
-    def update(fraction: float, sentence: str) -> None:
-        with lock:
-            update_progress_artifact(artifact, 100 * fraction, description=sentence)
-
-    return update
 
 
 def _found(row: ImageRow) -> str:

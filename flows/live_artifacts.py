@@ -20,6 +20,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.printing import visible
+from unet_core.report.markdown import plain
 
 TICK_SECONDS = 1.0  # between requests, at least
 ASK_SECONDS = 5.0  # between questions whether the run is to be cancelled
@@ -29,7 +30,7 @@ END_SECONDS = 20.0  # that a run waits at its end for what is still to be sent
 
 @dataclass(frozen=True)
 class Content:
-    """What an artifact shows: a percentage, rows (a list of dicts), or Markdown; and its caption."""
+    """What an artifact shows: a percentage, rows (a list of dicts), or Markdown; and its caption, plain text."""
 
     data: float | str | list[dict[str, Any]]
     caption: str
@@ -147,14 +148,13 @@ class LiveArtifacts:
         if content is None or content == live.sent:
             return False
         data = json.dumps(content.data) if isinstance(content.data, list) else content.data
+        caption = plain(content.caption)  # Prefect shows it as Markdown
         client = self._connected()
         if live.artifact is None:
-            created = ArtifactCreate(
-                key=live.key, type=live.kind, description=content.caption, data=data, flow_run_id=self._run_id
-            )
+            created = ArtifactCreate(key=live.key, type=live.kind, description=caption, data=data, flow_run_id=self._run_id)
             live.artifact = client.create_artifact(created).id
         else:  # not by update_artifact, which would leave an event with all of the data for each
-            body = {"data": data, "description": content.caption}
+            body = {"data": data, "description": caption}
             client.request("PATCH", "/artifacts/{id}", json=body, path_params={"id": live.artifact})
         live.sent = content
         return True

@@ -22,6 +22,7 @@ from flows.dispatch import run_units
 from flows.live_artifacts import LiveArtifacts
 from flows.metrics_file import MetricsFile, open_meter
 from flows.options import prices_of
+from flows.printing import visible
 from flows.run import Prepared, open_purse, prepared_run, run_stages
 from flows.watching import RunWatch
 from flows.worker_events import run_key
@@ -204,7 +205,7 @@ def segment_batch(
         done.fail(text)
         watch.fail(batch, text)
         if not stopping.is_set():
-            logger.error(text)
+            logger.error(visible(text))
 
     try:
         run_units(scheduler, output, request_key, Capped(batch, purse, output), note, fail)

@@ -2,19 +2,19 @@
 
 # No `from __future__ import annotations` here: Prefect resolves the parameters of served flows at run time.
 
-import time
+from uuid import UUID
 
 from flows import settings
 
 settings.apply_defaults()  # Prefect reads the environment when it is imported
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
+from flows.live_artifacts import Content, Live, LiveArtifacts, Shown
 from flows.training import TrainingJob, train_plainly
 from unet_core.training.watching import StepReport
 
-_EVERY_SECONDS = 1.0  # between updates of the progress artifact
+_EVERY_SECONDS = 2.0  # between updates of an artifact
 
 
 def _flow_run_name() -> str:
@@ -36,27 +36,24 @@ def train_model(job: TrainingJob) -> dict:
         job: Data set, model, options, and where.
     """
     logger = get_run_logger()
-    artifact = create_progress_artifact(0.0, key="training-progress", description=f"{job.dataset} -> {job.model_out}")
+    progress, table = Shown(Content(0.0, f"{job.dataset} -> {job.model_out}")), Shown()
     validations: dict[int, dict] = {}  # by step: a group that starts anew repeats some
-    shown = 0.0
 
     def show(report: StepReport) -> None:
-        nonlocal shown
         for line in report.notes:
             logger.warning(line)
         for line in report.scored():
             validations[report.step] = {"step": report.step, "loss of crops": report.loss} | report.scores
             logger.info(line)
-        if report.scores or report.step == report.steps or time.monotonic() - shown >= _EVERY_SECONDS:
-            shown = time.monotonic()
-            update_progress_artifact(artifact, 100 * report.step / report.steps, description=report.sentence())
+        progress.content = Content(100 * report.step / report.steps, report.sentence())
+        if report.scores:  # also before a training fails
+            table.content = Content(list(validations.values()), f"Validations of {job.model_out}")
 
-    try:
+    lives = [
+        Live("training-progress", "progress", _EVERY_SECONDS, progress),
+        Live("training-validations", "table", _EVERY_SECONDS, table),
+    ]
+    with LiveArtifacts(UUID(str(runtime.flow_run.id)), lives, logger):
         summary = train_plainly(job, show, logger.info)
-    finally:  # what was validated before a training failed is worth seeing
-        if validations:
-            create_table_artifact(
-                list(validations.values()), key="training-validations", description=f"Validations of {job.model_out}"
-            )
-    update_progress_artifact(artifact, 100.0, description=f"{job.model_out} is complete")
+        progress.content = Content(100.0, f"{job.model_out} is complete")
     return summary

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 from distributed import Client
 
+from flows.printing import visible
 from flows.worker_events import listen
 from unet_core.ledger import Record
 from unet_core.pace import RECENT_SECONDS
@@ -140,7 +141,7 @@ class WatchedWorkers:
         if "line" in event:
             self._lines += 1
             if self._lines <= _MOST_LINES:
-                self._logger.log(int(event["level"]), "worker %s: %s", self._names.get(address, address), event["line"])
+                self._logger.log(int(event["level"]), "worker %s: %s", self._names.get(address, address), visible(event["line"]))
             return
         self._logger.debug(_BLOCK, self._names.get(address, address), event["stage"], event["index"], event["work"])
         self._add(address, now, event["stage"], event["voxels"], event["computing"])
@@ -153,7 +154,7 @@ class WatchedWorkers:
 def _name(address: str, worker: dict[str, Any]) -> str:
     """Of a local cluster a number, else usually the address."""
     name = str(worker.get("name", address))
-    return address if name == address else f"{name} ({address})"
+    return address if name == address else visible(f"{name} ({address})")
 
 
 def _dashboard(client: Client) -> str | None:

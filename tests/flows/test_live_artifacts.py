@@ -29,6 +29,7 @@ class Artifacts(BaseHTTPRequestHandler):
         number = str(uuid4())
         self.server.keys[number] = asked["key"]  # type: ignore[attr-defined]
         self._keep(asked["key"], asked["data"])
+        self.server.captions.append(asked["description"])  # type: ignore[attr-defined]
         self._answer(201, asked | {"id": number})
 
     def do_PATCH(self) -> None:
@@ -55,15 +56,15 @@ class Artifacts(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name in ("TICK_SECONDS", "AGAIN_SECONDS"):
         monkeypatch.setattr(live_artifacts, name, 0.05)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Artifacts)
-    server.keys, server.shown = {}, {}  # type: ignore[attr-defined]
+    server.keys, server.shown, server.captions = {}, {}, []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/api"
     with temporary_settings(updates={PREFECT_API_URL: address, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
-        yield server.shown  # type: ignore[attr-defined]
+        yield server
     server.shutdown()
     server.server_close()
 
@@ -72,9 +73,8 @@ def broken() -> Content:
     raise ZeroDivisionError("no picture")
 
 
-def test_an_artifact_that_cannot_be_made_or_is_refused_keeps_no_other_back(
-    shown: dict[str, list[Any]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_artifact_that_cannot_be_made_or_is_refused_keeps_no_other_back(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    shown: dict[str, list[Any]] = server.shown
     counted, summary = iter(range(1000)), Shown()
     lives = [
         Live("refused", "markdown", 0.1, lambda: Content("x", "")),
@@ -88,8 +88,9 @@ def test_an_artifact_that_cannot_be_made_or_is_refused_keeps_no_other_back(
             assert time.monotonic() < ends, shown
             time.sleep(0.05)
         assert "summary" not in shown
-        summary.content = Content("all is done", "")
+        summary.content = Content("all is done", "a_b <i>.zarr")
     assert shown["summary"] == ["all is done"]
+    assert r"a\_b &lt;i&gt;.zarr" in server.captions
     assert sum("artifact broken cannot be made" in text for text in caplog.messages) == 1
     assert any("cannot be updated" in text for text in caplog.messages)
 
