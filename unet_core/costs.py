@@ -18,7 +18,7 @@ from unet_core.plan import Plan
 from unet_core.prices import HOUR, Price
 from unet_core.spending import Spending, every_record
 from unet_core.store import Store, absolute, open_store
-from unet_core.wording import counted
+from unet_core.wording import counted, no_formula
 
 By = Literal["project", "owner", "model", "month", "output", "hardware"]
 _READERS = 8
@@ -183,10 +183,11 @@ def _last_run(store: Store) -> datetime | None:
 
 
 def as_csv(found: Costs, price: Price | None) -> bytes:
-    """A row for each group, without the total."""
+    """A row for each group, without the total. No name is a formula to a spreadsheet."""
     names = list(Row("").as_json(found.by, price))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.as_json(found.by, price) for row in found.rows)
+    for row in found.rows:
+        writer.writerow({name: no_formula(value) for name, value in row.as_json(found.by, price).items()})
     return text.getvalue().encode()

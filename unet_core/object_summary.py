@@ -17,6 +17,7 @@ from unet_core.measuring.columns import Measured
 from unet_core.resume import wanted_units
 from unet_core.store import open_store
 from unet_core.tables import has_regions_table, read_objects_table, read_regions_table
+from unet_core.wording import no_formula
 
 WHOLE = "all that was computed"  # a region too: the image without what masks and --roi left out
 _UM_PER_MM = 1000
@@ -102,8 +103,8 @@ def _numbers(measured: Measured, region_voxels: int, voxels: NDArray[np.int64]) 
 
 
 def summary_csv(rows: Sequence[ClassInRegion]) -> bytes:
-    """Rows as text with commas; cells without a number are empty."""
-    cells = [row.as_row() for row in rows]
+    """Rows as text with commas; cells without a number are empty. No name is a formula to a spreadsheet."""
+    cells = [{name: no_formula(value) for name, value in row.as_row().items()} for row in rows]
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in cells for name in row))
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _MOST_NAMES = 1000  # among which one is looked for, 20 microseconds each
 
@@ -33,6 +34,16 @@ def writable(text: str) -> str:
         'caf\\\\udce9.tif'
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def no_formula(value: Any) -> Any:
+    """Text that begins like a formula with an apostrophe before it, as spreadsheets themselves write such text; other values as they are.
+
+    Example:
+        >>> no_formula("=1+1"), no_formula("skin"), no_formula(-2)
+        ("'=1+1", 'skin', -2)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def near_word(word: str, known: Iterable[str]) -> str:

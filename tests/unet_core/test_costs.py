@@ -17,7 +17,7 @@ from tests.flows.test_cli import call
 from tests.unet_core.report.pages import Page
 from tests.unet_core.test_segment import digest
 from unet_core import ledger
-from unet_core.costs import parse_day, sum_costs
+from unet_core.costs import Costs, Row, as_csv, parse_day, sum_costs
 from unet_core.errors import JobError
 from unet_core.job import make_job
 from unet_core.ledger import Record, Request
@@ -183,3 +183,9 @@ def test_requests_and_records_of_before_are_read_and_written_as_they_were() -> N
     record = Record(plan="p", request="r", stage="s", index=0, objects=(), voxels=1, seconds={}, hardware="h", software={})
     assert "ended" not in record.model_dump(mode="json")
     assert np.isfinite(record.work_seconds)
+
+
+def test_no_cell_of_the_table_is_a_formula() -> None:
+    rows = (Row('=HYPERLINK("x")'), Row("@ann"), Row("skin"))
+    text = as_csv(Costs("project", rows, Row("total"), ()), None).decode()
+    assert [row["project"] for row in csv.DictReader(text.splitlines())] == ['\'=HYPERLINK("x")', "'@ann", "skin"]

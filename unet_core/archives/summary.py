@@ -18,7 +18,7 @@ from unet_core.errors import ResumeError
 from unet_core.job import SegmentationJob
 from unet_core.store import open_store
 from unet_core.validation import first_problem
-from unet_core.wording import writable
+from unet_core.wording import no_formula, writable
 
 if TYPE_CHECKING:
     from unet_core.segment import RunSummary
@@ -147,8 +147,7 @@ def as_csv(rows: Sequence[ImageRow]) -> bytes:
     cells = []
     for row in rows:
         plain = {
-            name: _no_formula(getattr(row, name))
-            for name in ("image", "result", "state", "owner", "project", "seconds", "reason")
+            name: no_formula(getattr(row, name)) for name in ("image", "result", "state", "owner", "project", "seconds", "reason")
         }
         counts = {f"voxels_{name}": count for name, count in (row.classes or {}).items()}
         cells.append(plain | counts | {f"objects_{name}": count for name, count in (row.objects or {}).items()})
@@ -157,11 +156,6 @@ def as_csv(rows: Sequence[ImageRow]) -> bytes:
     writer.writeheader()
     writer.writerows(cells)
     return text.getvalue().encode()
-
-
-def _no_formula(value: Any) -> Any:
-    """Text that begins like a formula with an apostrophe before it, as spreadsheets themselves write such text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def find_summary(output: str) -> ArchiveSummary | None:
