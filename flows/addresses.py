@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from unet_core.errors import JobError
 
-_ADDRESS = re.compile(r"(?:tcp|tls)://(?:\[(?P<six>[0-9a-fA-F:.%]+)\]|(?P<host>[\w.-]+)):(?P<port>[0-9]{1,5})/?", re.ASCII)
+_ADDRESS = re.compile(r"(?:tcp|tls)://(?:\[(?P<six>[0-9a-fA-F:.%]+)\]|(?P<host>[\w.-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -20,6 +20,16 @@ def host_and_port(address: str) -> tuple[str, int]:
     if not found or not 0 < int(found["port"]) < 1 << 16:
         raise JobError(f"Cluster '{address}' is no address of a scheduler; write tcp or tls, then ://HOST:PORT.")
     return found["six"] or found["host"], int(found["port"])
+
+
+def address_of(host: str, port: int) -> str:
+    """Of a scheduler that speaks TLS.
+
+    Example:
+        >>> address_of("head.lab", 8786), address_of("fd00::7", 8786)
+        ('tls://head.lab:8786', 'tls://[fd00::7]:8786')
+    """
+    return f"tls://[{host}]:{port}" if ":" in host else f"tls://{host}:{port}"
 
 
 def check_address(cluster: str | None) -> str | None:

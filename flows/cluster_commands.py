@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from flows.addresses import address_of
 from flows.options import Flag, Whole
 from flows.printing import print_json
 
@@ -34,8 +36,9 @@ def certificates(
 
     made = make_certificates(host, days)
     files = write_certificates(folder, made, used_at)
-    address = f"tls://{host[0] if host else '127.0.0.1'}:8786"
-    config = f"DASK_CONFIG={used_at.rstrip('/') if used_at else folder.resolve()}/{CONFIG}"
+    address = address_of(host[0] if host else "127.0.0.1", 8786)
+    place = used_at.rstrip("/") if used_at else folder.resolve()
+    config = f"DASK_CONFIG={shlex.quote(f'{place}/{CONFIG}')}"
     web = "--no-dashboard --dashboard-address 127.0.0.1:0"  # else dask serves pages and numbers on every interface, without TLS
     lines = {
         "scheduler": f"{config} dask scheduler --protocol tls --port 8786 {web}",

@@ -174,6 +174,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_the_printed_commands_are_those_of_a_shell(tmp_path: Path) -> None:
+    done = unet("certificates", tmp_path / "of the lab", "--host", "fd00::7", "--json")
+    assert done.returncode == 0, done.stderr
+    for command in json.loads(done.stdout.splitlines()[-1])["commands"].values():
+        assert shlex.split(command)[0] == f"DASK_CONFIG={tmp_path}/of the lab/dask.yaml"
+        assert ("tls://[fd00::7]:8786" in shlex.split(command)) == ("dask scheduler" not in command)
+
+
 def openssl(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True)
 
@@ -213,7 +221,7 @@ def test_a_folder_that_holds_something_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://127.0.0.1:8786", "tcp://127.9.8.7:1", "tcp://localhost:8786/", "tcp://[::1]:8786", "tls://10.0.0.5:8786"]
+    "address", ["tcp://127.0.0.1:8786", "tcp://127.9.8.7:1", "tcp://localhost:8786", "tcp://[::1]:8786", "tls://10.0.0.5:8786"]
 )
 def test_loopback_needs_no_tls(address: str) -> None:
     assert check_address(address) == address
@@ -229,7 +237,15 @@ def test_another_machine_without_tls_is_refused_with_the_commands(host: str) -> 
 
 
 @pytest.mark.parametrize(
-    "address", ["TCP://10.0.0.5:8786", "tcp://127.0.0.1:80@10.0.0.5:8786", "tcp://a b:1", "tcp://h:70000", "ucx://h:1"]
+    "address",
+    [
+        "TCP://10.0.0.5:8786",
+        "tcp://127.0.0.1:80@10.0.0.5:8786",
+        "tcp://a b:1",
+        "tcp://h:70000",
+        "ucx://h:1",
+        "tcp://127.0.0.1:1/",
+    ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(JobError, match="is no address of a scheduler"):
