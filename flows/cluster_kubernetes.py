@@ -7,14 +7,16 @@ made by dask-kubernetes; what the pods may do is as in deploy/kubernetes.
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import dask
+import httpx
 import kr8s
 from dask_kubernetes.operator import make_cluster_spec
 from distributed import Client
@@ -44,6 +46,9 @@ _PREEMPTIBLE = {
     "karpenter.sh/capacity-type": "spot",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
+
+# What asking Kubernetes may end in; kr8s passes on what httpx says of a connection that is not to be had.
+_KUBERNETES_ERRORS = (kr8s.APITimeoutError, kr8s.ServerError, kr8s.NotFoundError, httpx.HTTPError, OSError)
 
 DaskCluster = new_class("DaskCluster", "kubernetes.dask.org/v1")
 DaskWorkerGroup = new_class("DaskWorkerGroup", "kubernetes.dask.org/v1", scalable=True, scalable_spec="worker.replicas")
@@ -77,7 +82,7 @@ def kubernetes(start: Start) -> Iterator[str | None]:
                 made.create()
                 stack.callback(_delete, made)
             address = _address(name, made.namespace, stack)
-        except (kr8s.APITimeoutError, kr8s.ServerError, kr8s.NotFoundError, OSError, ValueError) as error:
+        except (*_KUBERNETES_ERRORS, ValueError) as error:
             raise PodsFailError(
                 f"Kubernetes does not start the cluster ({error}); is the Dask operator installed, and are you allowed?"
             ) from None
@@ -216,8 +221,16 @@ def _address(name: str, namespace: str, stack: ExitStack) -> str:
 
 
 def _delete(made: Any) -> None:
-    with suppress(kr8s.NotFoundError):
+    """Remove what was made; where that fails, the run is no worse for it."""
+    try:
         made.delete()
+    except kr8s.NotFoundError:
+        pass
+    except _KUBERNETES_ERRORS as error:
+        logging.getLogger(__name__).warning(
+            "%s %s in namespace %s stays (%s): 'kubectl --namespace %s delete %s %s' removes it.",
+            *(made.kind, made.name, made.namespace, error, made.namespace, made.kind.lower(), made.name),
+        )
 
 
 class _Scaler(threading.Thread):
@@ -248,7 +261,7 @@ class _Scaler(threading.Thread):
             while not self._stopping.wait(LOOK_SECONDS):
                 try:
                     self._look(client)
-                except (OSError, kr8s.ServerError, kr8s.APITimeoutError, kr8s.NotFoundError):
+                except _KUBERNETES_ERRORS:
                     continue  # the next look may do; what is lost for good the run itself notices
 
     def _look(self, client: Client) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from flows.certificates import make_certificates
-from flows.cluster_kubernetes import PART_OF, certificates_secret, cluster_spec
+from flows.cluster_kubernetes import PART_OF, PodsFailError, certificates_secret, cluster_spec, kubernetes
 from flows.cluster_settings import KubernetesSettings
 from flows.clusters import Start
 from flows.run import segment_on_cluster
@@ -107,6 +107,22 @@ def test_the_scheduler_stays_on_nodes_that_nobody_takes_away_and_pods_have_no_ri
 
 
 @pytest.mark.slow
+def test_a_kubernetes_that_does_not_answer_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "unet"}}],
+        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}}],
+        "users": [{"name": "me", "user": {"token": "none"}}],
+    }  # fmt: skip
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with (
+        pytest.raises(PodsFailError, match="Kubernetes does not start the cluster"),
+        kubernetes(Start("kubernetes", SETTINGS, 1, 1, 0, 0)),
+    ):
+        pass
+
+
 def test_the_commands_of_the_pods_segment_with_the_certificates_of_the_secret(
     make_model: Maker, make_image: Maker, tmp_path: Path
 ) -> None:
