@@ -11,12 +11,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import dask
-from dask_jobqueue import SLURMCluster
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+from distributed.core import Status
 from distributed.security import Security
 
 from flows.certificates import CA, ROLES, make_certificates, write_certificates
@@ -48,7 +49,20 @@ _LOG_LETTERS = 600
 
 
 class JobsFailError(UnetCoreError):
-    """Jobs end before they compute; the output can be resumed."""
+    """Jobs are refused, or end before they compute; the output can be resumed."""
+
+
+class _Job(SLURMJob):
+    """A job that SLURM may refuse: then it counts as one that ended, where dask-jobqueue's own would end the run, when that is complete."""
+
+    refusal = ""
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except Exception as error:  # of the command, or of what it printed
+            self.refusal = str(error).rpartition("stderr:")[2].strip()
+            self.status = Status.failed
 
 
 @contextmanager
@@ -56,7 +70,7 @@ def slurm(start: Start) -> Iterator[str | None]:
     """Jobs, as many as workers are wanted, and a scheduler in this process.
 
     Raises:
-        JobsFailError: if jobs end before their workers are there, with what the last one wrote.
+        JobsFailError: if jobs are refused, or end before their workers are there, with what the last one wrote.
     """
     assert isinstance(start.settings, SlurmSettings)
     silence_dask()
@@ -65,24 +79,25 @@ def slurm(start: Start) -> Iterator[str | None]:
     config = DASK_CONFIG | {"distributed.scheduler.no-workers-timeout": None} | certificates.in_memory()
     folder = Path(tempfile.mkdtemp(prefix="unet-slurm-", dir=start.settings.shared_folder))  # 0700
     write_certificates(folder / KEYS, certificates)
-    keeps_logs = False
+    problem = None
     try:
         with dask.config.set(config):
             with interrupts_blocked():
-                cluster = SLURMCluster(**job_options(start, folder))
+                cluster = SLURMCluster(job_cls=_Job, **job_options(start, folder))
             with cluster:
                 supervisor = Supervisor(cluster, start, folder)
                 try:
                     yield cluster.scheduler_address
                 except Exception:
-                    keeps_logs = supervisor.problem is not None
-                    if supervisor.problem is not None:
-                        raise JobsFailError(supervisor.problem) from None
+                    problem = supervisor.problem
+                    if problem is not None:
+                        raise JobsFailError(problem) from None
                     raise
                 finally:
                     supervisor.stop()
     finally:
-        if not keeps_logs:
+        shutil.rmtree(folder / KEYS, ignore_errors=True)
+        if problem is None or str(folder) not in problem:  # else its logs are spoken of
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -141,6 +156,7 @@ class Supervisor(threading.Thread):
     def __init__(self, cluster: SLURMCluster, start: Start, folder: Path) -> None:
         super().__init__(name="unet-slurm", daemon=True)
         self.problem: str | None = None
+        self._refusal = ""
         self._cluster, self._folder, self._fewest = cluster, folder, start.fewest
         self._stopping = threading.Event()
         self._seen = set[str]()
@@ -155,19 +171,23 @@ class Supervisor(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            ended = self.ended()
-            if ended:
-                self._cluster.sync(self._cluster.scale_down, ended)
-            if self._fruitless >= MOST_FRUITLESS:
-                self._give_up()
-                return
-            if len(self._cluster.worker_spec) < self._fewest:
-                self._cluster.scale(self._fewest)
+        while not self._stopping.wait(LOOK_SECONDS) and self.problem is None:
+            with suppress(OSError, RuntimeError):  # a connection, or workers that change meanwhile: the next look sees what is
+                self._look()
+
+    def _look(self) -> None:
+        ended = self.ended()
+        if ended:
+            self._cluster.sync(self._cluster.scale_down, ended)
+        if self._fruitless >= MOST_FRUITLESS:
+            self._give_up()
+        elif len(self._cluster.worker_spec) < self._fewest:
+            self._cluster.scale(self._fewest)
 
     def ended(self) -> list[str]:
         """Workers whose jobs SLURM has no more."""
-        jobs = {name: str(job.job_id) for name, job in dict(self._cluster.workers).items()}
+        workers = dict(self._cluster.workers)
+        jobs = {name: str(job.job_id) for name, job in workers.items()}
         here = {str(worker["name"]) for worker in dict(self._cluster.scheduler_info["workers"]).values()}
         self._fruitless = 0 if here - self._seen else self._fruitless
         self._seen |= here
@@ -179,10 +199,15 @@ class Supervisor(threading.Thread):
         if queued is None:
             return []
         ended = [name for name in missing if jobs[name] not in queued]
+        self._refusal = next((workers[name].refusal for name in ended if workers[name].refusal), "")
         self._fruitless += len(set(ended) - self._seen)
         return ended
 
     def _give_up(self) -> None:
+        if self._refusal:
+            self.problem = f"SLURM refuses jobs: {' '.join(self._refusal.split())[-_LOG_LETTERS:]}"
+            self._cluster.sync(self._cluster.scheduler.close)
+            return
         logs = sorted(self._folder.glob("*.err"), key=lambda path: path.stat().st_mtime)
         said = logs[-1].read_text(errors="replace")[-_LOG_LETTERS:].strip() if logs else "nothing"
         ended = f"{self._fruitless} jobs of SLURM ended one after the other before they had a worker"

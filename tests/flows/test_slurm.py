@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -124,6 +125,39 @@ def test_jobs_that_end_before_they_compute_end_the_run_with_what_they_wrote(
     assert "/no/such/python: No such file" in err
     assert 5 <= len(jobs(slurm, before)) <= 8
     assert not {"PENDING", "RUNNING"} & set(jobs(slurm, before).values())
+    assert not list(tmp_path.glob("unet-slurm-*/certificates"))
+    assert list(tmp_path.glob("unet-slurm-*/*.err"))
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_what_slurm_refuses_is_told_and_a_job_that_it_refused_once_is_submitted_again(
+    slurm: dict[str, str], make_model: Maker, make_image: Maker, tmp_path: Path
+) -> None:
+    image, model = make_image((40, 50)), make_model()
+    wrong = settings_file(tmp_path, queue="nowhere")
+    running = unet(slurm, "segment", image, tmp_path / "out", "--model", model, "--cluster", wrong, "--workers", 1)
+    _, err = running.communicate(timeout=300)
+    assert (running.returncode, err.count("\n")) == (1, 1)
+    assert "SLURM refuses jobs: sbatch: error: " in err
+    assert "invalid partition specified: nowhere" in err
+    assert not list(tmp_path.glob("unet-slurm-*"))
+    once = tmp_path / "bin/sbatch"  # SLURM's own, but for the first call
+    once.parent.mkdir()
+    once.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/refused ] || {{ touch {tmp_path}/refused; echo 'sbatch: error: busy' >&2; exit 1; }}\n"
+        f'exec {shutil.which("sbatch", path=slurm["PATH"])} "$@"\n'
+    )
+    once.chmod(0o755)
+    busy = slurm | {"PATH": f"{once.parent}:{slurm['PATH']}"}
+    cluster = settings_file(tmp_path)
+    running = unet(busy, "segment", image, tmp_path / "out", "--model", model, "--cluster", cluster, "--workers", 1)
+    out, err = running.communicate(timeout=300)
+    assert (tmp_path / "refused").exists()
+    assert running.returncode == 0, err
+    assert out.startswith("complete")
+    run(make_job(image=str(image), output=str(tmp_path / "serial"), model=str(model)))
+    assert digest(tmp_path / "out") == digest(tmp_path / "serial")
 
 
 def test_the_script_of_a_job_passes_shellcheck_and_says_what_was_asked(tmp_path: Path) -> None:
