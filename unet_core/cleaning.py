@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -100,7 +100,7 @@ def find_leftovers(place: str, partial: bool = False, older_days: float = 7.0) -
             continue
         found += [leftover] if leftover else []
     for url in others:
-        found += [*_parts(url, below=False), *_trials(url)]
+        found += [*_parts(url, below=False), *_trials(url, notes.append)]
     return Found(tuple(sorted(found, key=lambda one: (one.url, one.kind))), tuple(notes))
 
 
@@ -140,10 +140,15 @@ def _parts(url: str, below: bool) -> Iterator[Leftover]:
         yield Leftover("part", url, parts)
 
 
-def _trials(url: str) -> Iterator[Leftover]:
+def _trials(url: str, note: Callable[[str], None]) -> Iterator[Leftover]:
     for name in open_store(url).folder_names():
         if _TRIAL.fullmatch(name):
-            leftover = _trial(f"{url.rstrip('/')}/{name}")
+            place = f"{url.rstrip('/')}/{name}"
+            try:
+                leftover = _trial(place)
+            except (UnetCoreError, OSError) as error:
+                note(f"{place} stays: {' '.join(str(error).split())}")
+                continue
             if leftover:
                 yield leftover
 

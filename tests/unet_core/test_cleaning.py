@@ -171,6 +171,18 @@ def test_trials_of_processes_that_are_gone_go(job_of: Callable[..., Any], tmp_pa
     assert [one.url for one in find_leftovers(f"{tmp_path}/runs").leftovers] == [f"{tmp_path}/runs/{names[2]}"]
 
 
+def test_a_trial_with_a_link_in_it_stays_and_stops_no_other(tmp_path: Path) -> None:
+    names = [f"{TRIAL_PREFIX}host@999999999-{number:032x}" for number in range(2)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zarr.json").write_text("{}")
+    age(tmp_path, 10)
+    (tmp_path / names[0] / "link").symlink_to("/etc")
+    found = find_leftovers(str(tmp_path))
+    assert [one.url for one in found.leftovers] == [f"{tmp_path}/{names[1]}"]
+    assert [f"{names[0]}/link is a symbolic link" in note for note in found.notes] == [True]
+
+
 def test_partial_outputs_of_a_bucket(job_of: Callable[..., Any], bucket: str) -> None:
     for name in ("complete", "partial"):
         run(job_of(f"{bucket}/runs/{name}"))
