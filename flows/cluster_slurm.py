@@ -32,7 +32,7 @@ ASK_EVERY = 10  # looks between questions to SLURM while nothing was lost: a con
 MOST_FRUITLESS = 5  # jobs in a row that ended before their worker was there
 USUAL_MEMORY = 8 << 30  # of a worker where neither plan nor settings say it
 KEYS = "certificates"  # folder of a run's certificates
-STAGGER = 0.1  # of a worker's life, by which workers end apart
+STAGGER = 0.05  # of a worker's life, by which its end is moved to either side, so that workers end apart
 _ENDED = (
     "BOOT_FAIL",
     "CANCELLED",
@@ -110,9 +110,10 @@ def job_options(start: Start, folder: Path) -> dict[str, Any]:
     """
     settings = start.settings
     assert isinstance(settings, SlurmSettings)
-    life = settings.lifetime_seconds
+    stagger = int(STAGGER * settings.lifetime_seconds)
+    life = settings.lifetime_seconds - stagger  # the longest life is within the limit too
     web = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-    ends = ["--lifetime", f"{life}s", "--lifetime-stagger", f"{int(STAGGER * life)}s"]
+    ends = ["--lifetime", f"{life}s", "--lifetime-stagger", f"{stagger}s"]
     variables = worker_environment(None, threads=settings.cpus if settings.cpus > THREADS else 1)
     return {
         "queue": settings.queue,

@@ -188,7 +188,7 @@ def test_the_script_of_a_job_passes_shellcheck_and_says_what_was_asked(tmp_path:
     command = lines[-1]
     for words in (
         "--resources GPU=1",
-        "--lifetime 28500s",
+        "--lifetime 27075s --lifetime-stagger 1425s",
         f"--tls-key {tmp_path}/certificates/worker-key.pem",
         "--protocol tls://",
         "--nthreads 2",
@@ -228,3 +228,12 @@ def test_what_slurm_needs_and_this_machine_lacks_is_named(monkeypatch: pytest.Mo
         check_cluster("slurm", 2)
     with pytest.raises(JobError, match=r"workers is 4..2; write the fewest first"):
         check_cluster("local", "4..2")
+
+
+@pytest.mark.parametrize(("walltime", "before"), [("08:00:00", None), ("00:02:00", 103), ("1-00:00:00", 5), ("30", 60)])
+def test_no_worker_lives_longer_than_its_job_may(walltime: str, before: int | None, tmp_path: Path) -> None:
+    settings = SlurmSettings(walltime=walltime, stop_before=before, shared_folder=str(tmp_path))
+    words = job_options(Start("slurm", settings, 1, 1, 0, 0), tmp_path)["worker_extra_args"]
+    life, stagger = (int(words[words.index(name) + 1].removesuffix("s")) for name in ("--lifetime", "--lifetime-stagger"))
+    assert 0 < life + stagger <= walltime_seconds(walltime) - (5 if before is None else before)  # dask: life +/- stagger
+    assert life - stagger >= 0.85 * settings.lifetime_seconds
