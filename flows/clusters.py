@@ -184,10 +184,11 @@ def check_reachable(cluster: str, device: str = "cpu") -> None:
         device: that workers are to have.
 
     Raises:
-        JobError: with what to start.
+        JobError: with what to start; also for one elsewhere without TLS, which is not connected to.
     """
     if "://" not in cluster:
         return
+    check_address(cluster)
     remedy = "start one with 'dask scheduler', or use --cluster local."
     try:
         greeting = _greeting(cluster)

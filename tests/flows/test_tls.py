@@ -26,8 +26,9 @@ import yaml
 from flows import certificates
 from flows.addresses import check_address
 from flows.certificates import make_certificates, write_certificates
-from flows.clusters import check_cluster
+from flows.clusters import check_cluster, check_reachable
 from flows.run import segment_on_cluster
+from flows.train_ranks import Supervision, train_on_cluster
 from tests.unet_core.test_segment import digest
 from unet_core.errors import JobError
 from unet_core.job import make_job
@@ -250,6 +251,16 @@ def test_another_machine_without_tls_is_refused_with_the_commands(host: str) -> 
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(JobError, match="is no address of a scheduler"):
         check_address(address)
+
+
+def test_a_scheduler_elsewhere_without_tls_is_never_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("it connects")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for ask in (check_reachable, lambda cluster: train_on_cluster("model", cluster, Supervision())):
+        with pytest.raises(JobError, match="is another machine without TLS"):
+            ask("tcp://10.0.0.5:8786")
 
 
 BEFORE_ANYTHING = """
