@@ -141,7 +141,7 @@ def _print_table(rows: tuple[ImageRow, ...]) -> None:
 
 
 def _counts(counts: dict[str, int] | None, what: str) -> list[str]:
-    return [f"{count:,} {what} of {name}" for name, count in (counts or {}).items()]
+    return [f"{count:,} {what} of {visible(name)}" for name, count in (counts or {}).items()]
 
 
 def print_counts(summary: ArchiveSummary) -> None:

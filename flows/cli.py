@@ -154,21 +154,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for url in summary["attached"]:
         print(f"  attached: {url}")
     if summary["passes"] > 1:
-        print(f"  mean of {summary['passes']} passes of {', '.join(summary['models'])}")
+        print(f"  mean of {summary['passes']} passes of {visible(', '.join(summary['models']))}")
     for name, count in summary["label_voxels"].items():
         size = f", {summary['area_um'][name]:,.0f} {summary['area_unit']}" if summary["area_um"] else ""
-        print(f"  {name}: {count:,} voxels{size}")
+        print(f"  {visible(name)}: {count:,} voxels{size}")
     if summary["instances"] is not None:
-        print(f"  instances: {', '.join(f'{count:,} {name}' for name, count in summary['instances'].items()) or 'none'}")
+        print(f"  instances: {', '.join(f'{count:,} {visible(name)}' for name, count in summary['instances'].items()) or 'none'}")
     if summary["table"] is not None:
         print(f"  measured in {summary['output'].rstrip('/')}/{summary['table']}")
     for text in summary["warnings"]:
-        print(f"  note: {text}")
+        print(f"  note: {visible(text)}")
     _print_seams(summary["seams"])
     if summary["stopped"]:
         print(f"  stopped: {summary['stopped']}")
     for text in summary["failures"][:10]:
-        print(f"  failed: {text}")
+        print(f"  failed: {visible(text)}")
 
 
 def _rate(voxels_per_second: float) -> str:

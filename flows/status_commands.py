@@ -65,7 +65,7 @@ def _show(output: str) -> dict[str, Any]:
     from unet_core.store import open_store
 
     found = Follower(output).look()
-    print(f"{found.state}: {output} (plan {found.plan[:12]}, model {found.model})")
+    print(f"{found.state}: {output} (plan {found.plan[:12]}, model {visible(found.model)})")
     for name, (done, wanted) in found.stages.items():
         print(f"  {title_of(name)}: {done:,} of {wanted:,}")
     for text in found.failures[:_MOST_FAILURES]:

@@ -22,6 +22,7 @@ from PIL import Image
 from flows import cli, clusters, settings
 from flows.printing import print_json, readable
 from tests.conftest import textured
+from unet_core.segment import RunSummary
 
 Maker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -411,3 +412,15 @@ def test_convert_writes_an_image_that_segment_reads(
     assert "was begun with another scale: [0.5, 0.25] then, [1.0, 1.0] now" in err
     code, _, _ = call(monkeypatch, capsys, "segment", target, tmp_path / "out", "--model", make_model(), "--cluster", "serial")
     assert code == 0
+
+
+def test_a_summary_shows_no_codes_of_a_foreign_model(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "a\x1b[2Jb"
+    summary = RunSummary(
+        "partial", "out", "0" * 64, 2, 1, 3, None, 1.0, {bad: 3}, None, "um^2", {bad: 1},
+        failures=[bad], failed=1, models=[bad], passes=2, warnings=[bad],
+    )  # fmt: skip
+    cli._print_summary(summary.as_json())
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("a [2Jb") == 5
