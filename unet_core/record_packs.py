@@ -70,9 +70,12 @@ class Pack:
         place = int(np.searchsorted(self.indices, index))
         return place if place < len(self.indices) and self.indices[place] == index else None
 
-    def line(self, index: int) -> bytes | None:
+    def line(self, index: int, request_id: str | None = None) -> bytes | None:
+        """The record of a unit; None if it is not here, or names another request than one that is asked for."""
         place = self.place(index)
-        return None if place is None else self.lines[place]
+        if place is None or request_id not in (None, self.requests[self.request_of[place]]):
+            return None
+        return self.lines[place]
 
     def units(self, request_id: str | None) -> NDArray[np.int64]:
         """Numbers of the units whose records name a request; of all if none is asked for."""
@@ -151,14 +154,14 @@ class _KeptPacks:
         self._lock = Lock()
 
     def line(self, store: Store, plan_id: str, stage: str, request_id: str | None, index: int) -> bytes | None:
-        """The packed record of a unit; read anew where the one that is kept does not have it."""
+        """The packed record of a unit, of a request; read anew where the pack that is kept lacks it, which may be older."""
         number = index // UNITS
         key = store.url, plan_id, stage, request_id, number
         with self._lock:
             kept = self._packs.get(key)
-        line = None if kept is None else kept.line(index)
+        line = None if kept is None else kept.line(index, request_id)
         if line is None and (kept := find_pack(store, plan_id, stage, number)) is not None:
-            line = kept.line(index)
+            line = kept.line(index, request_id)
             with self._lock:
                 self._packs[key] = kept
                 while len(self._packs) > _KEPT:

@@ -271,6 +271,23 @@ def test_a_unit_that_was_done_again_is_read_though_an_older_pack_is_kept(tmp_pat
         ledger.read_unit(store, Named(), "segment", 3)
 
 
+def test_a_unit_that_was_done_again_for_more_is_read_though_the_pack_that_is_kept_has_it_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region grew, and the run for it was killed halfway: a pack then has units of both requests."""
+    store = open_store(str(tmp_path))
+    write(store, range(10))
+    write(store, range(5), request="r2")
+    pack_records(store, PLAN, "segment", 0, range(10))
+    assert ledger.read_record(store, Named(), "segment", 3, "r2") == record_of(3, "r2")  # by a worker, which keeps the pack
+    assert ledger.read_record(store, Named(), "segment", 7, "r2") is None
+    write(store, range(5, 10), request="r2")
+    with monkeypatch.context() as patch:
+        patch.setattr(KEPT, "forget", lambda store: None)  # packed by another process
+        pack_records(store, PLAN, "segment", 0, range(10))
+    assert ledger.read_record(store, Named(), "segment", 7, "r2") == record_of(7, "r2")
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack however few records there are."""
