@@ -117,6 +117,7 @@ class Follower:
         request = ledger.read_request(self._store)
         if request.id != self._request.id:
             self._take_up(request)
+        self._request = request  # of the run that goes on now, whose failures name it
         fresh = self._arrivals.poll()
         now, is_first = self._clock(), self._pace is None
         if self._pace is None:

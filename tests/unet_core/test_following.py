@@ -141,6 +141,24 @@ def test_a_run_that_ended_without_some_blocks_is_partial_until_the_next_one(make
     assert Follower(output).look().state == "unfinished"
 
 
+def test_who_watches_from_before_a_run_is_taken_up_sees_its_end(make_model: Maker, tmp_path: Path) -> None:
+    values = textured((40, 70)).astype(np.float32)
+    values[20, 60] = np.nan
+    zarr.create_array(tmp_path / "nan.zarr", data=values, chunks=(40, 70))
+    output = str(tmp_path / "out")
+    job = make_job(image=str(tmp_path / "nan.zarr"), output=output, model=str(make_model()), block_shape=(16, 16))
+
+    def stop(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, stop)
+    follower = Follower(output)
+    assert follower.look().state == "unfinished"
+    assert run(job).status == "partial"
+    assert follower.look().state == "partial"
+
+
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="check the path"):
         Follower(str(tmp_path / "none"))
