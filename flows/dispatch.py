@@ -49,6 +49,7 @@ def run_units(
     Raises:
         ClusterLostError: if the scheduler went away; what is committed stays committed.
         StalledError: if nothing moves any more.
+        LeaseLostError: if another run has taken over the output.
     """
     if scheduler is None:
         for outcome in run_ready(output_url, request_key, units):

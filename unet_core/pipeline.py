@@ -34,6 +34,7 @@ def run_ready(output_url: str, request_key: str, units: Units) -> Iterator[Recor
 
     Raises:
         ResumeError: if image or model are no longer those of the plan.
+        LeaseLostError: if another run has taken over the output.
     """
     retried = Retried(units, open_store(output_url))
     for outcome in _run_ready(output_url, request_key, retried):

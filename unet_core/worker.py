@@ -21,7 +21,7 @@ from unet_core import inputs, instances, ledger, measure, output
 from unet_core.committed import read_voxels
 from unet_core.downsampling import downsample, label_counts
 from unet_core.ensemble import Ensemble
-from unet_core.errors import BlockError, ResumeError, UnetCoreError
+from unet_core.errors import BlockError, LeaseLostError, ResumeError, UnetCoreError
 from unet_core.geometry import BlockGrid, Box, Shape
 from unet_core.lease import fence
 from unet_core.ledger import Record, Request
@@ -128,6 +128,7 @@ def run_unit(output_url: str, request_key: str, stage_name: str, index: int) -> 
 
     Raises:
         BlockError: naming the unit and its box, from whatever went wrong.
+        LeaseLostError: if another run has taken over the output.
     """
     unit = Unit(open_worker(output_url, request_key), stage_name, index)
     with _UNITS:
@@ -188,6 +189,8 @@ class Unit:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except LeaseLostError:  # no fault of the block: the run ends, and leaves the output to the other one
+            raise
         except Exception as error:  # codecs, torch and numpy raise every kind, MemoryError included; the other blocks go on
             kind = "" if isinstance(error, UnetCoreError) else f"{type(error).__name__}: "
             box = self.stage.grid.block(self.index)

@@ -349,6 +349,7 @@ def test_later_stages_are_left_to_the_run_that_holds_the_output(job: Segmentatio
         run(job, take)
     plan = open_result(job.output).plan
     assert not read_records(store, "join", plan.id)
+    assert not list(store.list(".unet/attempts"))  # nor does it blame blocks in the other one's output
 
 
 STALE = """
