@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unet_core import ledger
 from unet_core.errors import LedgerError
 from unet_core.geometry import Box
+from unet_core.lease import fence
 from unet_core.ledger import Record, Request
 from unet_core.plan import Plan
 from unet_core.resume import wanted_numbers, wanted_records
@@ -91,9 +92,11 @@ def audit(store: Store, plan: Plan, request: Request, records: Iterable[Record],
 
     Raises:
         LedgerError: listing the first differences; there is no completion mark then.
+        LeaseLostError: if another run has taken over the output; nothing is withdrawn then.
     """
     found = read_back(store, plan, request, records)
     if withdraw:
+        fence(store, request.generation)  # reading took its time
         withdraw_damaged(store, plan, found.damaged)
     wrong = found.lacking_count + len(found.damaged)
     if not wrong:

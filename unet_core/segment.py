@@ -194,6 +194,7 @@ def finish(
     is_partial = bool(failures.failed or left)
     if is_partial:  # nothing is marked, but what is damaged is to be computed again too
         found = read_back(store, plan, request, records)
+        fence(store, request.generation)  # reading took its time
         withdraw_damaged(store, plan, found.damaged)
         for damage in found.damaged:
             failures.fail(damage.text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from unet_core import ledger, output
 from unet_core.attempts import release_quarantined
 from unet_core.audit import made_from_all, read_back, records_of, withdraw_damaged
-from unet_core.lease import Claim, hold
+from unet_core.lease import Claim, HeldLease, fence, hold
 from unet_core.ledger import Request
 from unet_core.places import check_location, check_writable
 from unet_core.plan import Plan
@@ -61,19 +61,22 @@ def verify(
 
     Raises:
         ResumeError: if it is not an output of this program, or is to be repaired while a run holds it.
+        LeaseLostError: if a run took the output over from a repair that had stood still; nothing is repaired then.
     """
     check_location("output", url)
     store = open_store(url)
     plan, request = ledger.read_plan(store), ledger.read_request(store)
     if repair:
         check_writable(url)
-    with hold(url, claim) if repair else nullcontext():
-        if repair:
+    with hold(url, claim) if repair else nullcontext() as lease:
+        if lease is not None:
             release_quarantined(store)
-        return _verify(store, plan, request, repair, show)
+        return _verify(store, plan, request, lease, show)
 
 
-def _verify(store: Store, plan: Plan, request: Request, repair: bool, show: Callable[[int, int], None]) -> Verification:
+def _verify(
+    store: Store, plan: Plan, request: Request, lease: HeldLease | None, show: Callable[[int, int], None]
+) -> Verification:
     wanted = sum(len(wanted_numbers(plan, request, stage)) for stage in plan.stages)
     found = read_back(store, plan, request, records_of(store, plan, request), lambda done: show(done, wanted))
     done = found.tally.total
@@ -82,7 +85,8 @@ def _verify(store: Store, plan: Plan, request: Request, repair: bool, show: Call
     if is_marked and done < wanted:
         faults.append(f"{wanted - done} of {wanted} records are gone or cannot be read, although the run was complete")
     again = list[tuple[str, int]]()
-    if repair and faults:
+    if lease is not None and faults:
+        fence(store, lease.generation)  # reading took its time
         store.delete(ledger.COMPLETE_KEY)
         output.create_output(store, plan)
         again = [unit for unit in made_from_all(plan, found.damaged) if found.seen[unit[0]][unit[1]]]

@@ -12,19 +12,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unet_core.test_ledger import flip
 from unet_core import ledger, owner
 from unet_core.errors import LeaseHeldError, LeaseLostError
 from unet_core.job import SegmentationJob, make_job
 from unet_core.lease import Claim, Lease, check_free, fence, find_holder, find_newest, hold
 from unet_core.ledger import read_records
 from unet_core.owner import this_owner
-from unet_core.segment import open_result, read_status, run
+from unet_core.planning import resolve
+from unet_core.segment import finish, open_result, read_status, run
 from unet_core.store import open_store
+from unet_core.tally import Tally
 from unet_core.verify import verify
 
 Maker = Callable[..., Path]
@@ -350,6 +354,29 @@ def test_later_stages_are_left_to_the_run_that_holds_the_output(job: Segmentatio
     plan = open_result(job.output).plan
     assert not read_records(store, "join", plan.id)
     assert not list(store.list(".unet/attempts"))  # nor does it blame blocks in the other one's output
+
+
+@pytest.mark.parametrize("how", ["complete", "partial", "repair"])
+def test_a_run_that_lost_its_output_while_it_read_it_back_withdraws_nothing(
+    how: str, job: SegmentationJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it found damaged may be what the other one has computed again meanwhile."""
+    run(job)
+    store, plan, request = open_store(job.output), open_result(job.output).plan, ledger.read_request(open_store(job.output))
+    flip(Path(job.output) / "labels/classes/0/c/1/1")
+    before = read_records(store, "segment", plan.id)
+    faults = ledger.faults
+
+    def find_late(*read: Any) -> Any:
+        store.put(".unet/lease/00000009.json", foreign(generation=9).to_bytes())
+        return faults(*read)
+
+    monkeypatch.setattr(ledger, "faults", find_late)
+    end = partial(finish, resolve(job), request, job.output, Tally(failed=how == "partial"), 0.0)
+    with pytest.raises(LeaseLostError):
+        verify(job.output, repair=True) if how == "repair" else end()
+    assert read_records(store, "segment", plan.id) == before
+    assert not store.exists(ledger.FAILURES_KEY)
 
 
 STALE = """
