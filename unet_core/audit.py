@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +119,8 @@ def withdraw_damaged(store: Store, plan: Plan, damaged: Iterable[Damage]) -> Non
     The coarser units that were made from them go first, so that one killed in between leaves nothing that counts and is wrong.
     """
     units = made_from_all(plan, damaged)
-    for stage, index in reversed(units):
-        ledger.withdraw(store, plan, stage, index)
+    for stage, some in groupby(reversed(units), key=itemgetter(0)):
+        ledger.withdraw(store, plan, stage, *(index for _, index in some))
     if units:
         store.delete(ledger.REPORT_KEY)
 

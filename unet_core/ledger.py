@@ -17,11 +17,12 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pydantic
 
 from unet_core.errors import LedgerError, ResumeError
 from unet_core.plan import Plan
-from unet_core.record_packs import KEPT, WITHDRAWN, is_packed
+from unet_core.record_packs import KEPT, UNITS, WITHDRAWN, packed_units
 from unet_core.record_reading import iterate_records, read_records, recorded_units
 from unet_core.records import (
     FOLDER,
@@ -59,6 +60,7 @@ COMPLETE_KEY = f"{FOLDER}/complete.json"
 FAILURES_KEY = f"{FOLDER}/failures.json"
 REPORT_KEY = f"{FOLDER}/report.html"
 _READERS = 8
+_WRITERS = 32  # most of them wait for an object store
 
 
 def commit(store: Store, shards: Mapping[str, bytes | None]) -> tuple[StoredShard, ...]:
@@ -163,12 +165,15 @@ def _checked(store: Store, shard: StoredShard) -> tuple[str | None, bytes | None
     return None, data
 
 
-def withdraw(store: Store, plan: Identified, stage: str, index: int) -> None:
-    """Remove the record of a unit, so that it counts as not done."""
-    if is_packed(store, plan.id, stage, index):
-        store.put(record_key(stage, index), WITHDRAWN)
-    else:
-        store.delete(record_key(stage, index))
+def withdraw(store: Store, plan: Identified, stage: str, *indices: int) -> None:
+    """Remove the records of units of a stage, so that they count as not done."""
+    units = np.unique(np.array(indices, dtype=np.int64))
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        for number in np.unique(units // UNITS).tolist():
+            some = units[units // UNITS == number]
+            is_packed = np.isin(some, packed_units(store, plan.id, stage, number))
+            list(writers.map(lambda index: store.put(record_key(stage, index), WITHDRAWN), some[is_packed].tolist()))
+            store.delete_all([record_key(stage, index) for index in some[~is_packed].tolist()])
 
 
 def faults(store: Store, records: Iterable[Record]) -> list[tuple[Record, str]]:

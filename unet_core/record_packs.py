@@ -177,10 +177,11 @@ class _KeptPacks:
 KEPT = _KeptPacks()
 
 
-def is_packed(store: Store, plan_id: str, stage: str, index: int) -> bool:
-    """Whether any pack has a record of a unit."""
-    packs = (_read_slot(store, plan_id, stage, index // UNITS, slot) for slot in SLOTS)
-    return any(pack is not None and pack.place(index) is not None for pack in packs)
+def packed_units(store: Store, plan_id: str, stage: str, number: int) -> NDArray[np.int64]:
+    """Units of which any pack of that number has a record, ascending."""
+    packs = (_read_slot(store, plan_id, stage, number, slot) for slot in SLOTS)
+    found = [pack.indices for pack in packs if pack is not None]
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
 
 
 def pack_records(store: Store, plan_id: str, stage: str, number: int, candidates: Iterable[int]) -> int:

@@ -169,11 +169,11 @@ def test_withdrawing_is_safe_to_be_killed(job: SegmentationJob, tmp_path: Path, 
     true = ledger.withdraw
     withdrawn: list[str] = []
 
-    def withdraw(store: Any, plan: Any, stage: str, index: int) -> None:
+    def withdraw(store: Any, plan: Any, stage: str, *indices: int) -> None:
         if withdrawn:
             raise KeyboardInterrupt
         withdrawn.append(stage)
-        true(store, plan, stage, index)
+        true(store, plan, stage, *indices)
 
     monkeypatch.setattr(ledger, "withdraw", withdraw)
     with pytest.raises(KeyboardInterrupt):

@@ -288,6 +288,20 @@ def test_a_unit_that_was_done_again_for_more_is_read_though_the_pack_that_is_kep
     assert ledger.read_record(store, Named(), "segment", 7, "r2") == record_of(7, "r2")
 
 
+def test_of_many_units_that_are_withdrawn_each_pack_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    write(store, [*range(60), UNITS + 1, UNITS + 2])
+    pack_records(store, PLAN, "segment", 0, range(50))
+    read: list[str] = []
+    true = LocalStore.get
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "get", lambda self, key: read.append(key) or true(self, key))
+        ledger.withdraw(store, Named(), "segment", *range(30, 70), UNITS + 2)
+    assert read == [pack_key("segment", number, slot) for number in (0, 1) for slot in "ab"]
+    assert list(seen(store)["None"]) == [*range(30), UNITS + 1]
+    assert names(store) & {"00000049.json", "00000050.json"} == {"00000049.json"}
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack however few records there are."""
