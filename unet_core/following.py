@@ -104,7 +104,8 @@ class Follower:
         self._store: Store = open_store(output_url)
         self._clock = clock
         self._plan: Plan = ledger.read_plan(self._store)
-        self._take_up(ledger.read_request(self._store))
+        self._request: Request = ledger.read_request(self._store)
+        self._arrivals: Arrivals = self._take_up(self._request)
         self._pace: Pace | None = None
         self._arrived = self._looked = 0.0  # when the last unit arrived, and when it was first looked
 
@@ -116,7 +117,7 @@ class Follower:
         """
         request = ledger.read_request(self._store)
         if request.id != self._request.id:
-            self._take_up(request)
+            self._arrivals = self._take_up(request)
         self._request = request  # of the run that goes on now, whose failures name it
         fresh = self._arrivals.poll()
         now, is_first = self._clock(), self._pace is None
@@ -130,15 +131,14 @@ class Follower:
                 self._arrived = now
         return self._told(now)
 
-    def _take_up(self, request: Request) -> None:
+    def _take_up(self, request: Request) -> Arrivals:
         """Begin anew, with what a request wants."""
-        self._request = request
         self._wanted: dict[str, NDArray[np.int64] | None] = {  # None for all units
             stage.name: None if request.roi is None else np.fromiter(wanted_units(self._plan, request, stage), np.int64)
             for stage in self._plan.stages
         }
         named = {stage: None if stage.kind == "segment" else request.id for stage in self._plan.stages}
-        self._arrivals = Arrivals(self._store, self._plan.id, named)
+        return Arrivals(self._store, self._plan.id, named)
 
     def _counts(self) -> dict[str, tuple[int, int]]:
         """Units done and wanted of each stage."""
