@@ -154,9 +154,13 @@ class _Dispatch:
     def _run_alone(self, unit: UnitId) -> None:
         """Try a unit with no other in flight, so that none is blamed for another."""
         completed = as_completed(self._submit([unit], "-alone"), loop=self._client.loop)
-        while not (ended := _next_ended(completed)):
-            self._watch.check(self._flying)
-        (future,) = ended
+        future = None
+        while future is None or future.status in LOST:
+            if future is not None:
+                completed.add(future)
+            while not (ended := _next_ended(completed)):
+                self._watch.check(self._flying)
+            (future,) = ended
         _, killed = self._take_over(future, {})
         if killed is not None:
             text = f"{unit[0]} block {unit[1]}: the worker process died each time it tried this block, alone too ({killed})"

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed import Scheduler, SpecCluster, Worker, get_worker
+from distributed import Future, KilledWorker, Scheduler, SpecCluster, Worker, get_worker
 
 from flows import dispatch
 from unet_core.agenda import Agenda
@@ -121,6 +122,34 @@ def test_nothing_is_kept_of_blocks_that_have_ended(cluster: SpecCluster, monkeyp
     assert seen <= 20  # released ones are forgotten a moment later
     assert not cluster.scheduler.tasks
     cluster.sync(worker.close)
+
+
+def blamed_unless_alone(output_url: str, request_key: str, stage: str, index: int) -> Record:
+    key = get_worker().get_current_task()
+    if "-alone-" not in key:
+        raise KilledWorker(key, SimpleNamespace(address=get_worker().address), 1)
+    return record_of(stage, index)
+
+
+def test_a_block_whose_worker_dies_after_it_ended_alone_is_waited_for(
+    cluster: SpecCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workers, true = [join(cluster)], dispatch._next_ended
+
+    def next_ended(completed: Any) -> list[Future]:
+        ended = true(completed)
+        if ended and "-alone-" in ended[0].key and len(workers) == 1:
+            cluster.sync(workers[0].close)  # with what it held, before it is asked
+            while ended[0].status == "finished":
+                time.sleep(0.01)
+            workers.append(join(cluster))
+        return ended
+
+    monkeypatch.setattr(dispatch, "_next_ended", next_ended)
+    thread, tally = run(cluster, Counted(1), blamed_unless_alone, monkeypatch, tmp_path)
+    thread.join(30)
+    assert (tally.units, tally.failed, len(workers)) == ({"segment": 1}, 0, 2)
+    cluster.sync(workers[1].close)
 
 
 def test_a_tally_counts_all_and_keeps_few() -> None:
