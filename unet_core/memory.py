@@ -15,7 +15,7 @@ GIB = 1 << 30
 # What the allocator and the convolution library keep beside the tensors, and what reading, readout and encoding need.
 _OVERHEAD = 1.6
 _STRIP_OVERHEAD = 1.6
-_FIXED_BYTES = 72 << 20
+_FIXED_BYTES = 88 << 20
 _LEFTOVER = 2  # bytes for each weight: parts of the memory of loading that nothing else fits into
 _INSTANCE_BYTES = 48  # a voxel: one of labels, twelve of parts and their scan, and four copies and a half of an id
 _HILL_BYTES = (
