@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NARROWEST_TERMINAL = 40
-MOST_MINUTES = 100_000
+SHORTEST_MINUTES, MOST_MINUTES = 0.01, 100_000  # without progress
 SHORTEST_LEASE, LONGEST_LEASE = 0.3, 3600.0  # seconds
 
 # Set before Prefect or dask are imported; what the user has set stays.
@@ -75,18 +75,7 @@ def lease_seconds() -> float | None:
     Raises:
         JobError: if it is no such number.
     """
-    text = os.environ.get("UNET_LEASE_SECONDS")
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
-        from unet_core.errors import JobError
-
-        raise JobError(f"UNET_LEASE_SECONDS is '{text[:60]}'; give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds.")
-    return seconds
+    return _number("UNET_LEASE_SECONDS", SHORTEST_LEASE, LONGEST_LEASE, "seconds")
 
 
 def no_progress_seconds(usual: float) -> float:
@@ -95,18 +84,24 @@ def no_progress_seconds(usual: float) -> float:
     Raises:
         JobError: if it is no such number.
     """
-    text = os.environ.get("UNET_NO_PROGRESS_MINUTES")
+    minutes = _number("UNET_NO_PROGRESS_MINUTES", SHORTEST_MINUTES, MOST_MINUTES, "minutes")
+    return usual if minutes is None else 60 * minutes
+
+
+def _number(name: str, least: float, most: float, unit: str) -> float | None:
+    """A variable that is a number within bounds; None where it is not set."""
+    text = os.environ.get(name)
     if not text:
-        return usual
+        return None
     try:
-        minutes = float(text)
+        number = float(text)
     except ValueError:
-        minutes = 0.0
-    if not 0 < minutes <= MOST_MINUTES:
+        number = -1.0
+    if not least <= number <= most:
         from unet_core.errors import JobError
 
-        raise JobError(f"UNET_NO_PROGRESS_MINUTES is '{text[:60]}'; give minutes, more than 0 and at most {MOST_MINUTES:,}.")
-    return 60 * minutes
+        raise JobError(f"{name} is '{text[:60]}'; give {least:g} to {most:,g} {unit}.")
+    return number
 
 
 def widen_terminal() -> None:
